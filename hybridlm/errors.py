@@ -1,0 +1,39 @@
+"""The errors a user can meet. Each message says what was wrong, where, what is allowed, and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PatternError(ValueError):
+    """A layer pattern that cannot be read; the message quotes it with a caret."""
+
+
+class SpecError(ValueError):
+    """A model or run description with a wrong key, type or value; the message names the path of the key."""
+
+
+class StateError(ValueError):
+    """A state that is spent, full, or made for another model or batch."""
+
+
+class DataError(ValueError):
+    """Input data that is missing, empty, binary, or too short."""
+
+
+class CheckpointError(ValueError):
+    """Saved weights or state that are damaged or were made from another spec."""
+
+
+class UnsupportedError(NotImplementedError):
+    """Something this part cannot do at all. It refuses rather than ignoring the request."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the nearest of `choices`, or the empty string."""
+    known = list(choices)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:
+        near = [choice for choice in known if choice.lower() == name.lower()][:1]
+    return f" Did you mean {near[0]!r}?" if near else ""

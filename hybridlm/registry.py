@@ -1,0 +1,131 @@
+"""Names of the parts a model is composed of, and where each is found.
+
+A registry maps a short name to a class. It holds import paths, never modules: `attention` costs nothing until a stack
+asks for it. Three sources feed it, in this order: the table of built-in parts below, classes registered in this process
+with `@mixers.register("name")`, and the entry points of other people's packages (`hybridlm.mixers`, `hybridlm.mlps`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from hybridlm.errors import SpecError, did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One line of `hybridlm mixers`: a registered name, where it comes from, and what went wrong, if anything did."""
+
+    name: str
+    source: str
+    part: type | None
+    error: str | None = None
+
+
+class Registry(Generic[T]):
+    """Names of one kind of part. Unknown names raise SpecError with the nearest; duplicates raise at registration."""
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]):
+        self.kind = kind
+        self.group = group
+        self._builtin = dict(builtin)
+        self._registered: dict[str, type[T]] = {}
+
+    @cached_property
+    def _plugins(self) -> dict[str, list[EntryPoint]]:
+        """Entry points by name. Found once, loaded only when asked for."""
+        found: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=self.group):
+            found.setdefault(point.name, []).append(point)
+        return found
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator: make a class known under `name` in this process."""
+
+        def add(part: type[T]) -> type[T]:
+            taken = self._registered.get(name) or self._builtin.get(name) or self._plugins.get(name)
+            if taken:
+                raise SpecError(f"{self.kind} {name!r} is registered already ({taken}); choose another name")
+            self._registered[name] = part
+            return part
+
+        return add
+
+    def unregister(self, name: str) -> None:
+        """Forget a class that was registered in this process."""
+        del self._registered[name]
+
+    def names(self) -> list[str]:
+        """Every known name, built-in ones first."""
+        return list(dict.fromkeys([*self._builtin, *self._registered, *self._plugins]))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._builtin or name in self._registered or name in self._plugins
+
+    def get(self, name: str) -> type[T]:
+        """The class behind `name`, imported now. SpecError: unknown name, or a plugin that does not import."""
+        if name in self._builtin:
+            module, _, attribute = self._builtin[name].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._plugins:
+            return self._load(name)
+        known = self.names()
+        raise SpecError(f"unknown {self.kind} {name!r}; known: {', '.join(known)}.{did_you_mean(name, known)}")
+
+    def _load(self, name: str) -> type[T]:
+        points = self._plugins[name]
+        if len({point.value for point in points}) > 1:
+            sources = ", ".join(_source(point) for point in points)
+            raise SpecError(f"{self.kind} {name!r} is offered by several packages: {sources}; uninstall all but one")
+        try:
+            return points[0].load()
+        except Exception as error:
+            raise SpecError(f"{self.kind} {name!r} of {_source(points[0])} does not import: {error!r}") from error
+
+    def listing(self) -> list[Listing]:
+        """Every name with its class, or with the reason why it has none. A broken plugin does not hide the rest."""
+        return [self._list(name) for name in self.names()]
+
+    def _list(self, name: str) -> Listing:
+        plugin = name in self._plugins and name not in self._builtin
+        source = _source(self._plugins[name][0]) if plugin else "this process" if name in self._registered else "hybridlm"
+        try:
+            return Listing(name, source, self.get(name))
+        except SpecError as error:
+            return Listing(name, source, None, str(error))
+
+
+def _source(point: EntryPoint) -> str:
+    return f"{point.dist.name} ({point.value})" if point.dist else point.value
+
+
+mixers: Registry = Registry(
+    "mixer",
+    "hybridlm.mixers",
+    {
+        "attention": "hybridlm.layers.attention:Attention",
+        "sliding_window": "hybridlm.layers.sliding_window:SlidingWindow",
+        "s4": "hybridlm.layers.s4:S4",
+        "mamba": "hybridlm.layers.mamba:Mamba",
+        "mamba2": "hybridlm.layers.mamba2:Mamba2",
+    },
+)
+
+mlps: Registry = Registry(
+    "mlp",
+    "hybridlm.mlps",
+    {
+        "swiglu": "hybridlm.layers.mlp:SwiGLU",
+        "gelu": "hybridlm.layers.mlp:GELU",
+        "relu2": "hybridlm.layers.mlp:ReLU2",
+    },
+)

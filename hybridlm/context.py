@@ -1,0 +1,210 @@
+"""What a layer needs to know of the batch besides x: which tokens are real, which document each belongs to, and where.
+
+Two things are settled here once, so that no layer has to think of them:
+
+* **Padding is compacted at the model's door.** `valid` may put pads on either side, or between tokens. `align` moves
+  each row's valid tokens to the left, `restore` puts the outputs back. Inside, pads are always on the right.
+* **Documents are numbered from the state.** In `document`, 0 is the document that the incoming state holds and 1, 2, ...
+  are those that begin in this call. What a layer must do is the same for all: never look across a change of number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hybridlm.errors import StateError
+
+
+@dataclass(frozen=True)
+class Context:
+    """One call's view of its tokens, after `align`.
+
+    positions: (b, t) int64, the offset of each token in its own document: its RoPE offset and its cache slot.
+    lengths:   (b,) int64, valid tokens of each row in this call; None: all t.
+    valid:     (b, t) bool, the same as a prefix mask; None: all.
+    document:  (b, t) int64, non-decreasing; 0 continues the state, a pad repeats the last valid token's; None: all 0.
+    past:      host int, the most slots that any row fills before this call (an upper bound).
+    extent:    host int, the same after this call.
+    """
+
+    positions: Tensor
+    lengths: Tensor | None = None
+    valid: Tensor | None = None
+    document: Tensor | None = None
+    past: int = 0
+    extent: int = 0
+    order: Tensor | None = None
+    mask: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, valid: Tensor | None = None, segment_ids: Tensor | None = None) -> Context:
+        """The context of a call without a state. x: (b, t, ...); valid (b, t) bool; segment_ids (b, t) integers."""
+        return Cursor.zeros(x.shape[0], device=x.device).open(x, valid, segment_ids)
+
+    def align(self, x: Tensor) -> Tensor:
+        """(b, t, ...) as given -> the same with each row's valid tokens first and zeros after them."""
+        if self.order is None:
+            return x
+        return _zero_where_not(self.valid, _take(x, self.order))
+
+    def restore(self, y: Tensor) -> Tensor:
+        """(b, t, ...) aligned -> every output at its token's place, zeros at the pads."""
+        if self.order is None:
+            return y
+        return _zero_where_not(self.mask, _take(y, self.order.argsort(dim=1)))
+
+    def keep_valid(self, x: Tensor) -> Tensor:
+        """x (b, t, ...) with zeros at the pads."""
+        return x if self.valid is None else _zero_where_not(self.valid, x)
+
+    def carried(self, state: Tensor) -> Tensor:
+        """(b, ...) -> the same with zeros in the rows whose last document began in this call."""
+        if self.document is None:
+            return state
+        return _zero_where_not(self.document[:, -1] == 0, state)
+
+
+@dataclass
+class Cursor:
+    """Where each row stands: the one clock of a state, moved on once a call by `open`.
+
+    position: (b,) int64 on the device, valid tokens of the row's current document.
+    segment:  (b,) int64 on the device, that document's id. Rows start in document 0.
+    lengths:  position, as host integers, so that capacity is checked without waiting for the device.
+    """
+
+    position: Tensor
+    segment: Tensor
+    lengths: list[int]
+
+    @classmethod
+    def zeros(cls, batch: int, *, device: torch.device | str | None = None) -> Cursor:
+        """Every row at the start of document 0."""
+        with torch.inference_mode(False):
+            position = torch.zeros(batch, dtype=torch.int64, device=device)
+            return cls(position, torch.zeros_like(position), [0] * batch)
+
+    def fork(self) -> Cursor:
+        """A copy that shares nothing."""
+        with torch.inference_mode(False):
+            return Cursor(self.position.clone(), self.segment.clone(), list(self.lengths))
+
+    def select(self, rows: Tensor) -> Cursor:
+        """The given rows, in the given order. rows: (r,) int64."""
+        rows = rows.to(self.position.device)
+        with torch.inference_mode(False):
+            return Cursor(self.position[rows], self.segment[rows], [self.lengths[row] for row in rows.tolist()])
+
+    def reset(self, rows: Tensor) -> None:
+        """Rows back to the start of document 0. rows: (b,) bool."""
+        self.position.masked_fill_(rows, 0)
+        self.segment.masked_fill_(rows, 0)
+        self.lengths = [0 if gone else length for gone, length in zip(rows.tolist(), self.lengths, strict=True)]
+
+    def open(
+        self,
+        x: Tensor,
+        valid: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> Context:
+        """Read one call's tokens, check that they fit, move every row on, and return what the layers need to know.
+
+        x: (b, t, ...); valid: (b, t) bool; segment_ids: (b, t) integers, a run of equal ids being one document.
+        StateError, before anything changes: a row would hold more than max_length tokens.
+        """
+        start = self.position
+        if valid is None and segment_ids is None:
+            steps = torch.arange(x.shape[1], device=x.device)
+            after = start + x.shape[1]
+            return self._move(after, self.segment, max_length, tokens=x.shape[1], positions=start[:, None] + steps)
+        order, lengths, prefix = _compact(valid)
+        document, segment = None, self.segment
+        positions = start[:, None] + torch.arange(x.shape[1], device=x.device)
+        if segment_ids is not None:
+            ids = segment_ids if order is None else _take(segment_ids, order)
+            document, positions, segment = _documents(ids, lengths, start, self.segment)
+        after = _after(start, positions, lengths)
+        return self._move(
+            after,
+            segment,
+            max_length,
+            positions=positions,
+            lengths=lengths,
+            valid=prefix,
+            document=document,
+            order=order,
+            mask=valid,
+        )
+
+    def _move(self, after: Tensor, segment: Tensor, max_length: int | None, tokens: int | None = None, **seen) -> Context:
+        if torch.compiler.is_compiling():
+            lengths, past, extent = self.lengths, max_length or 0, max_length or 0
+        else:
+            lengths = after.tolist() if tokens is None else [length + tokens for length in self.lengths]
+            past, extent = max(self.lengths, default=0), max(lengths, default=0)
+            _check_capacity(extent, max_length, lengths)
+        self.position.copy_(after)
+        self.segment.copy_(segment)
+        self.lengths = lengths
+        return Context(past=past, extent=extent, **seen)
+
+
+def _check_capacity(extent: int, max_length: int | None, lengths: list[int]) -> None:
+    if max_length is not None and extent > max_length:
+        row = lengths.index(extent)
+        raise StateError(
+            f"the state is full: row {row} would hold {extent} tokens, and max_length is {max_length}. "
+            f"Nothing was changed; make a larger one with init_state(batch, max_length={extent})"
+        )
+
+
+def _compact(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """valid (b, t) -> the gather index that puts valid tokens first, their number (b,), and the mask after it."""
+    if valid is None:
+        return None, None, None
+    lengths = valid.sum(dim=1)
+    prefix = torch.arange(valid.shape[1], device=valid.device) < lengths[:, None]
+    return valid.logical_not().to(torch.int8).argsort(dim=1, stable=True), lengths, prefix
+
+
+def _documents(ids: Tensor, lengths: Tensor | None, start: Tensor, segment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number the runs of equal ids. ids (b, t) aligned; start, segment (b,): where the rows stood.
+
+    Returns document (b, t), positions (b, t), and the last document's id (b,).
+    """
+    steps = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    ids = ids.to(torch.int64)
+    if lengths is not None:
+        last = torch.where(lengths > 0, _at(ids, (lengths - 1).clamp(min=0)), segment)
+        ids = torch.where(steps < lengths[:, None], ids, last[:, None])
+    begins = ids != torch.cat([segment[:, None], ids[:, :-1]], dim=1)
+    document = begins.cumsum(dim=1)
+    origin = torch.where(begins, steps, 0).cummax(dim=1).values
+    positions = torch.where(document == 0, start[:, None] + steps, steps - origin)
+    return document, positions, ids[:, -1]
+
+
+def _after(start: Tensor, positions: Tensor, lengths: Tensor | None) -> Tensor:
+    """Where the rows stand after the call: one past their last valid token, or where they stood."""
+    if lengths is None:
+        return positions[:, -1] + 1
+    return torch.where(lengths > 0, _at(positions, (lengths - 1).clamp(min=0)) + 1, start)
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index[:, None]).squeeze(1)
+
+
+def _take(x: Tensor, order: Tensor) -> Tensor:
+    """x (b, t, ...) gathered along t by order (b, t)."""
+    index = order.reshape(order.shape + (1,) * (x.ndim - 2)).expand(order.shape + x.shape[2:])
+    return x.gather(1, index)
+
+
+def _zero_where_not(keep: Tensor, x: Tensor) -> Tensor:
+    """x with zeros where keep, which has x's first dimensions, is False; NaN there vanishes too."""
+    return torch.where(keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim)), x, x.new_zeros(()))

@@ -1,0 +1,90 @@
+"""Files that are never half-written and never silently damaged: atomic writes, sealed blobs, manifests of sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from hybridlm.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+BLANK_SEAL = "0" * 64
+_SEAL = re.compile(rb'"seal":"([0-9a-f]{64})"')
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Write data beside path, flush it to the disk, then rename: path holds the old content or the new, never a part.
+
+    OSError as the system gives it (a full disk, say); path is then as it was, and the temporary file is gone.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def seal(blob: bytes) -> bytes:
+    """Put the sha256 of the whole blob where its text says `"seal":"000..."`."""
+    return _SEAL.sub(b'"seal":"' + hashlib.sha256(blob).hexdigest().encode() + b'"', blob, count=1)
+
+
+def sealed(blob: bytes) -> bool:
+    """Whether the blob carries its own sha256: not one bit has changed since `seal`."""
+    found = _SEAL.search(blob)
+    if found is None:
+        return False
+    original = blob[: found.start(1)] + BLANK_SEAL.encode() + blob[found.end(1) :]
+    return hashlib.sha256(original).hexdigest().encode() == found.group(1)
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: str | Path, names: list[str]) -> None:
+    """Record size and sha256 of the named files of a folder in its manifest.json. The last file written."""
+    folder = Path(folder)
+    files = {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(names)}
+    atomic_write(folder / MANIFEST, json.dumps({"files": files}, indent=2).encode())
+
+
+def verify_manifest(folder: str | Path) -> None:
+    """CheckpointError, naming every file at once, unless all files are there and as the manifest says."""
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"{folder}: no {MANIFEST}; this is not a saved model, or its saving was cut off")
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        faults = [fault for name, entry in files.items() if (fault := _fault(folder / name, entry))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: damaged ({error})") from error
+    if faults:
+        raise CheckpointError(f"{folder}: damaged files; restore them from a copy:\n  " + "\n  ".join(faults))
+
+
+def _fault(path: Path, entry: dict) -> str:
+    if not path.is_file():
+        return f"{path.name}: missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path.name}: {path.stat().st_size} bytes instead of {entry['bytes']}"
+    return "" if sha256(path) == entry["sha256"] else f"{path.name}: its sha256 is not the one in {MANIFEST}"

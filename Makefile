@@ -53,7 +53,7 @@ $(PY):
 
 define install_extras
 	@echo "hybridlm: installing into $(VENV) ($(1))"
-	$(PY) -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.$(2)'
+	$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e '.$(2)'
 	@touch $@
 endef
 

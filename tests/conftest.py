@@ -1,0 +1,50 @@
+"""What every test shares: hypothesis profiles, one thread, shape checks at the doors of ops and layers, a fixed seed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+import hypothesis
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CHECKED = ["hybridlm.ops", "hybridlm.layers"]  # the rooms whose doors carry jaxtyping annotations
+_hook = ExitStack()
+
+_common = {"deadline": None, "derandomize": True, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("default", max_examples=25, **_common)
+hypothesis.settings.register_profile("deep", max_examples=300, **_common)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test file imports hybridlm. HYBRIDLM_CHECK_SHAPES=0 turns the shape checks off (torch.compile tests)."""
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+    if os.environ.get("HYBRIDLM_CHECK_SHAPES", "1") != "0":
+        from jaxtyping import install_import_hook
+
+        _hook.enter_context(install_import_hook(CHECKED, "beartype.beartype"))
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    _hook.close()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same stream, whatever ran before it."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng():
+    """A generator of the test's own (torch.Generator, CPU, seed 0)."""
+    import torch
+
+    return torch.Generator().manual_seed(0)

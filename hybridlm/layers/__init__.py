@@ -1,0 +1,1 @@
+"""The parts of a stack: mixers, one file each, and what stands around them."""

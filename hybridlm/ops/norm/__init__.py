@@ -1,0 +1,34 @@
+"""Normalisation over the last axis. Statistics in at least float32; the result has the weight's dtype."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hybridlm.ops.backend import resolve
+from hybridlm.ops.norm import reference
+
+
+def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, "d"], eps: float, backend: str = "auto") -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight. Zhang and Sennrich 2019, eq. 4. (..., d) -> (..., d)."""
+    return resolve("rms_norm", backend, {"reference": reference.rms_norm})(x, weight, eps)
+
+
+def layer_norm(
+    x: Float[Tensor, "*b d"], weight: Float[Tensor, "d"], bias: Float[Tensor, "d"], eps: float, backend: str = "auto"
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias. Ba et al. 2016, eq. 4. (..., d) -> (..., d)."""
+    return resolve("layer_norm", backend, {"reference": reference.layer_norm})(x, weight, bias, eps)
+
+
+def gated_rms_norm(
+    y: Float[Tensor, "*b d"],
+    z: Float[Tensor, "*b d"],
+    weight: Float[Tensor, "d"],
+    eps: float,
+    groups: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """RMSNorm(y silu(z)), each of `groups` equal parts of the width normalised apart; the gate comes first.
+
+    Dao and Gu 2024, section 7.1 (the norm before the output projection). (..., d) -> (..., d).
+    """
+    return resolve("gated_rms_norm", backend, {"reference": reference.gated_rms_norm})(y, z, weight, eps, groups)

@@ -1,0 +1,27 @@
+"""Normalisation in plain PyTorch."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x = _widen(x)
+    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return (x * weight).to(weight.dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    x = _widen(x)
+    return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)
+
+
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int) -> Tensor:
+    y = rearrange(_widen(y) * F.silu(_widen(z)), "... (g d) -> ... g d", g=groups)
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    return (rearrange(y, "... g d -> ... (g d)") * weight).to(weight.dtype)

@@ -1,0 +1,256 @@
+"""TextData: windows of tokens for training, held-out windows for validation. Sample i is a function of (seed, i)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from hybridlm.errors import DataError
+from hybridlm.train.tokens import Bins, TokenBin, default_cache, load_tokenizer, token_bins
+
+IGNORED = -100  # the target of a token that is not to be predicted
+
+Batch = dict[str, Tensor]  # ids, targets and, when packed, segment_ids: each (b, t) int64
+
+
+class TextData(pl.LightningDataModule):
+    """UTF-8 text as windows of `context` tokens, from files, folders and globs, or from Python's standard library.
+
+    Args:
+        path: files, folders or globs; without one, the standard library's own source.
+        context: tokens in a window.
+        batch_size: windows in a batch of one device.
+        tokenizer: "bytes" (256 tokens), or a tokenizer.json (`hybridlm tokenize` trains one).
+        pack: give the model segment_ids, so that the documents in a window do not see each other.
+        held_out: fraction of the documents, chosen by their content, that validation uses and training never sees.
+            A lone document is cut instead, and its end held out.
+        separator: text between documents inside a file; without it a file is one document.
+        cache: folder of the token bins; default $HYBRIDLM_CACHE or ~/.cache/hybridlm/tokens.
+        seed: of the order of training windows.
+        workers: processes that read ahead. Any number gives the same batches.
+
+    A batch is a dict of (b, t) int64 tensors: ids, targets (shifted by one; -100 where the next token belongs to
+    another document) and segment_ids. Every error is a DataError that says what is wrong, where, and the fix.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str] | None = None,
+        context: int = 512,
+        batch_size: int = 8,
+        tokenizer: str = "bytes",
+        pack: bool = True,
+        held_out: float = 0.05,
+        separator: str | None = None,
+        cache: str | None = None,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        _check(context=context, batch_size=batch_size, held_out=held_out, separator=separator, workers=workers)
+        self.path, self.context, self.batch_size, self.pack = path, context, batch_size, pack
+        self.held_out, self.separator, self.seed, self.workers = held_out, separator, seed, workers
+        self.cache = Path(cache).expanduser() if cache else default_cache()
+        self.tokenizer_path = None if tokenizer == "bytes" else Path(tokenizer).expanduser()
+        self._tokenizer = load_tokenizer(tokenizer if tokenizer == "bytes" else str(self.tokenizer_path))
+        self._bins: Bins | None = None
+        self._samples = 0  # training samples drawn before this run of the trainer began
+        self._first_step = 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._tokenizer.vocab_size
+
+    @property
+    def bins(self) -> Bins:
+        """Both splits; after setup."""
+        assert self._bins is not None, "call setup() first"
+        return self._bins
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of the held-out text: 1 for bytes. bits per byte = NLL / ln 2 / bytes_per_token."""
+        return self.bins.held_out.bytes / self.bins.held_out.tokens
+
+    def prepare_data(self) -> None:
+        """Build the token bins unless the cache holds them. Runs in one process of each machine."""
+        rank_zero_info(f"data: {self._open().summary()}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the bins and check that each split fills a window."""
+        self._bins = self._bins or self._open()
+        for split in (self.bins.train, self.bins.held_out):
+            if split.tokens <= self.context:
+                raise DataError(
+                    f"data.context: {self.context} tokens, but the {split.split.replace('_', '-')} text holds "
+                    f"{split.tokens}; it must hold at least context + 1. Lower data.context or give more text"
+                )
+
+    def _open(self) -> Bins:
+        settings = {"separator": self.separator, "fraction": self.held_out, "cache": self.cache}
+        self._bins = token_bins(self.path, self._tokenizer, **settings)
+        return self._bins
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless batches, from where the run stands: training counts steps, not epochs."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        self._first_step = self.trainer.global_step if self.trainer else 0
+        stream = TrainingStream(
+            self.bins.train,
+            context=self.context,
+            pack=self.pack,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            start=self._samples,
+            rank=rank,
+            world=world,
+        )
+        return self._loader(stream)
+
+    def val_dataloader(self) -> DataLoader:
+        """Every held-out token once, in order. Several devices share it through Lightning's DistributedSampler."""
+        windows = HeldOutWindows(self.bins.held_out, context=self.context, pack=self.pack)
+        return self._loader(windows, self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        """The held-out split."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """The held-out split."""
+        return self.val_dataloader()
+
+    def _loader(self, dataset: Dataset, batch_size: int | None = None) -> DataLoader:
+        keep = self.workers > 0
+        return DataLoader(dataset, batch_size=batch_size, num_workers=self.workers, persistent_workers=keep)
+
+    def state_dict(self) -> dict[str, int]:
+        """How many training samples the run has drawn: all that an exact resume needs."""
+        if self.trainer is None:
+            return {"samples": self._samples}
+        steps = self.trainer.global_step - self._first_step
+        step_samples = self.trainer.accumulate_grad_batches * self.trainer.world_size * self.batch_size
+        return {"samples": self._samples + steps * step_samples}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue with the sample after the last one drawn."""
+        self._samples = state_dict["samples"]
+
+
+def _check(*, context: int, batch_size: int, held_out: float, separator: str | None, workers: int) -> None:
+    for name, value, least in (("context", context, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise DataError(f"data.{name}: {value!r}; an integer of at least {least} is needed")
+    if not 0 < held_out < 1:
+        raise DataError(f"data.held_out: {held_out!r}; a fraction between 0 and 1 is needed, such as 0.05")
+    if separator == "":
+        raise DataError("data.separator: an empty text separates nothing; leave it out to make each file a document")
+
+
+class TrainingStream(IterableDataset):
+    """Batch j of rank r holds samples (j world + r) b ... + b - 1, from sample `start` on, without end.
+
+    Pass e over the text visits each window once, in an order drawn from (seed, e), the grid of windows shifted by an
+    offset drawn from (seed, e) too. Workers take whole batches in turn, so their number changes nothing.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenBin,
+        *,
+        context: int,
+        pack: bool,
+        seed: int,
+        batch_size: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.bin, self.context, self.pack, self.seed = tokens, context, pack, seed
+        self.batch_size, self.start, self.rank, self.world = batch_size, start, rank, world
+        self.windows = max(1, (tokens.tokens - context) // context)  # one pass over the text
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        tokens, starts = self.bin.read(), self.bin.starts()
+        batch = self.start + (first * self.world + self.rank) * self.batch_size
+        while True:
+            samples = np.arange(batch, batch + self.batch_size)
+            yield cut_windows(tokens, starts, self.offsets(samples), self.context, self.pack)
+            batch += stride * self.world * self.batch_size
+
+    def offsets(self, samples: np.ndarray) -> np.ndarray:
+        """(b,) sample numbers -> (b,) offsets of their windows in the bin. A pure function of (seed, sample)."""
+        passes, places = samples // self.windows, samples % self.windows
+        slack = min(self.context - 1, self.bin.tokens - 1 - self.windows * self.context)
+        keys = [_mix(self.seed, epoch) for epoch in passes.tolist()]
+        permuted = [permute(place, self.windows, key) for place, key in zip(places.tolist(), keys, strict=True)]
+        shifts = [_mix(key, -1) % (slack + 1) for key in keys]
+        return np.asarray(permuted) * self.context + np.asarray(shifts)
+
+
+class HeldOutWindows(Dataset):
+    """Windows end to end: each token but the first of its document is a target exactly once. The last one is padded."""
+
+    def __init__(self, tokens: TokenBin, *, context: int, pack: bool) -> None:
+        self.bin, self.context, self.pack = tokens, context, pack
+
+    def __len__(self) -> int:
+        return -(-(self.bin.tokens - 1) // self.context)
+
+    def __getitem__(self, index: int) -> Batch:
+        offsets = np.asarray([index * self.context])
+        batch = cut_windows(self.bin.read(), self.bin.starts(), offsets, self.context, self.pack)
+        return {name: tensor[0] for name, tensor in batch.items()}
+
+
+def cut_windows(tokens: np.ndarray, starts: np.ndarray, offsets: np.ndarray, context: int, pack: bool) -> Batch:
+    """(b,) offsets -> ids, targets and, when packed, segment_ids, each (b, context) int64.
+
+    Places behind the last token repeat it and are no targets. Segment ids count a window's documents from 0.
+    """
+    places = offsets[:, None] + np.arange(context + 1)
+    inside = np.minimum(places, len(tokens) - 1)
+    window = torch.from_numpy(tokens[inside].astype(np.int64))
+    document = torch.from_numpy(np.searchsorted(starts, inside, side="right"))
+    crossing = (document[:, 1:] != document[:, :-1]) | torch.from_numpy(places[:, 1:] >= len(tokens))
+    batch = {"ids": window[:, :-1].contiguous(), "targets": window[:, 1:].masked_fill(crossing, IGNORED)}
+    if pack:
+        batch["segment_ids"] = (document - document[:, :1])[:, :-1].contiguous()
+    return batch
+
+
+def permute(index: int, size: int, key: int) -> int:
+    """Place of `index` in a pseudo-random order of range(size): a 4-round Feistel network, walked until inside.
+
+    Needs no memory for the order, and any place can be asked for at once.
+    """
+    half = max(1, (size - 1).bit_length() + 1 >> 1)
+    while True:
+        left, right = index >> half, index & ((1 << half) - 1)
+        for turn in range(4):
+            left, right = right, left ^ (_mix(key, turn << 48 | right) & ((1 << half) - 1))
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def _mix(key: int, value: int) -> int:
+    """64 well-mixed bits of two integers (the finaliser of SplitMix64, Steele, Lea and Flood 2014, twice)."""
+    mask = (1 << 64) - 1
+    mixed = key & mask
+    for word in (0x9E3779B97F4A7C15, value & mask):
+        mixed = (mixed + word) & mask
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & mask
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & mask
+        mixed ^= mixed >> 31
+    return mixed

@@ -1,0 +1,68 @@
+"""Training a byte-level BPE tokenizer on text: what `hybridlm tokenize` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hybridlm.errors import DataError
+from hybridlm.files import atomic_write
+from hybridlm.train.corpus import Corpus, pieces, read_corpus, read_parts
+from hybridlm.train.tokens import END_OF_TEXT
+
+
+def train_tokenizer(
+    path: str | list[str] | None = None,
+    *,
+    vocab_size: int = 8192,
+    output: str | Path = "tokenizer.json",
+    separator: str | None = None,
+) -> Path:
+    """Train a byte-level BPE on text and write tokenizer.json. Every text can be encoded and decoded without loss.
+
+    Args:
+        path: files, folders or globs of UTF-8 text; without one, Python's standard library.
+        vocab_size: tokens, the 256 bytes and <|endoftext|> among them; 257 or more.
+        output: where to write.
+        separator: text between the documents of a file; it does not enter the vocabulary.
+
+    Raises:
+        DataError: no text, or a vocabulary too small.
+    """
+    if vocab_size < 257:
+        raise DataError(f"vocab_size: {vocab_size}; at least 257 is needed (256 bytes and {END_OF_TEXT})")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(_texts(read_corpus(path), separator), trainer)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(output, tokenizer.to_str(pretty=True).encode())
+    return Path(output)
+
+
+def _texts(corpus: Corpus, separator: str | None) -> Iterator[str]:
+    for document in corpus.documents:
+        for part in read_parts(document, separator):
+            yield from pieces(part)
+
+
+def tokenize(
+    path: list[str] | None = None, vocab_size: int = 8192, output: str = "tokenizer.json", separator: str | None = None
+) -> None:
+    """Train a byte-level BPE tokenizer: `hybridlm tokenize --path 'texts/*.txt' --vocab_size 8192`.
+
+    Args:
+        path: files, folders or globs of UTF-8 text; without one, Python's standard library.
+        vocab_size: number of tokens.
+        output: the file to write; use it with `--data.tokenizer`.
+        separator: text between the documents of a file.
+    """
+    file = train_tokenizer(path, vocab_size=vocab_size, output=output, separator=separator)
+    print(f"{file}: {vocab_size} tokens. Train with --data.tokenizer {file} and vocab_size: {vocab_size} in the spec")

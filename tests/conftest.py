@@ -1,4 +1,4 @@
-"""What every test shares: hypothesis profiles, one thread, shape checks at the doors of ops and layers, a fixed seed."""
+"""What every test shares: hypothesis profiles, one thread, shape checks at the doors of ops and layers, one seed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ hypothesis.settings.register_profile("deep", max_examples=300, **_common)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before any test file imports hybridlm. HYBRIDLM_CHECK_SHAPES=0 turns the shape checks off (torch.compile tests)."""
+    """Before any test file imports hybridlm. HYBRIDLM_CHECK_SHAPES=0 turns the shape checks off, for torch.compile."""
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
     if os.environ.get("HYBRIDLM_CHECK_SHAPES", "1") != "0":
         from jaxtyping import install_import_hook
 
-        _hook.enter_context(install_import_hook(CHECKED, "beartype.beartype"))
+        _hook.enter_context(install_import_hook(CHECKED, "shape_checks.typechecked"))
     import torch
 
     torch.set_num_threads(1)

@@ -35,8 +35,8 @@ format: $(VENV)/.dev ## rewrite the code as `check` wants it
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(VENV)/.core ## time training and decoding of the shipped models
-	$(PY) -m hybridlm.bench $(ARGS)
+bench: $(VENV)/.core ## tokens/s of each mixer: training, prompt, decoding
+	OMP_NUM_THREADS=$(JOBS) $(PY) benchmarks/speed.py $(ARGS)
 
 docs: $(VENV)/.docs ## build the documentation into site/, strictly
 	$(PY) -m mkdocs build --strict

@@ -1,8 +1,11 @@
-"""What the documentation shows is true: its patterns parse, its example mixer keeps the laws, its links lead somewhere."""
+"""What the documentation shows is true: its patterns parse, its example mixer keeps the laws, its links lead on."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,53 @@ def test_every_decision_is_listed():
     index = (ROOT / "docs/decisions/index.md").read_text(encoding="utf-8")
     notes = [path.name for path in (ROOT / "docs/decisions").glob("0*.md")]
     assert [name for name in notes if f"({name})" not in index] == []
+
+
+# --------------------------------------------------------------------------------------------------- the example mixer
+USE = """
+import hybridlm as hl, torch
+from hybridlm.registry import mixers
+from hybridlm.testing import check_mixer
+
+listed = {line.name: line for line in mixers.listing()}
+assert listed["gated_conv"].error is None and "my-package" in listed["gated_conv"].source
+model = hl.build("model.yaml")
+logits = model(torch.randint(256, (2, 5))).logits
+assert logits.shape == (2, 5, 256)
+check_mixer("gated_conv")
+"""
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A folder as pip would leave it: my_package with the mixer of the page, and its entry point."""
+    (code,) = _blocks("add-a-mixer.md", "python")
+    (points,) = _blocks("add-a-mixer.md", "toml")
+    package, info = tmp_path / "my_package", tmp_path / "my_package-0.1.dist-info"
+    package.mkdir(), info.mkdir()
+    (package / "__init__.py").touch()
+    (package / "gated_conv.py").write_text(code.replace('@mixers.register("gated_conv")\n', ""), encoding="utf-8")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 0.1\n")
+    entry = points.splitlines()[1].replace('"', "")
+    (info / "entry_points.txt").write_text(f"[hybridlm.mixers]\n{entry}\n")
+    (tmp_path / "model.yaml").write_text(_blocks("add-a-mixer.md", "yaml")[0])
+    return tmp_path
+
+
+def test_example_mixer_as_a_package_of_its_own(installed):
+    """Found, listed, composed, and it keeps the laws."""
+    path = os.pathsep.join([str(installed), str(ROOT)])
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", USE], cwd=installed, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_example_mixer_in_this_process():
+    """As the page shows it, decorator included."""
+    from hybridlm.registry import mixers
+
+    exec(compile(_blocks("add-a-mixer.md", "python")[0], "add-a-mixer.md", "exec"), {"__name__": "gated_conv"})
+    try:
+        assert mixers.get("gated_conv").State.kind == "gated_conv"
+    finally:
+        mixers.unregister("gated_conv")

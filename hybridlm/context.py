@@ -140,7 +140,9 @@ class Cursor:
             mask=valid,
         )
 
-    def _move(self, after: Tensor, segment: Tensor, max_length: int | None, tokens: int | None = None, **seen) -> Context:
+    def _move(
+        self, after: Tensor, segment: Tensor, max_length: int | None, tokens: int | None = None, **seen
+    ) -> Context:
         if torch.compiler.is_compiling():
             lengths, past, extent = self.lengths, max_length or 0, max_length or 0
         else:

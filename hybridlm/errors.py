@@ -30,10 +30,14 @@ class UnsupportedError(NotImplementedError):
     """Something this part cannot do at all. It refuses rather than ignoring the request."""
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for the nearest of `choices`, or the empty string."""
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice that `name` was probably meant to be, if there is one."""
     known = list(choices)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not near:
-        near = [choice for choice in known if choice.lower() == name.lower()][:1]
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return next(iter(near or [choice for choice in known if choice.lower() == name.lower()]), None)
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the nearest of `choices`, or the empty string."""
+    near = nearest(name, choices)
+    return f" Did you mean {near!r}?" if near else ""

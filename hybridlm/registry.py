@@ -97,7 +97,9 @@ class Registry(Generic[T]):
 
     def _list(self, name: str) -> Listing:
         plugin = name in self._plugins and name not in self._builtin
-        source = _source(self._plugins[name][0]) if plugin else "this process" if name in self._registered else "hybridlm"
+        source = (
+            _source(self._plugins[name][0]) if plugin else "this process" if name in self._registered else "hybridlm"
+        )
         try:
             return Listing(name, source, self.get(name))
         except SpecError as error:

@@ -82,15 +82,20 @@ class LayerState:
 
 SPENT = "this state was consumed by an earlier call; continue with the state that call returned, or fork() before it"
 
-Layer = LayerState | tuple  # a mixer's state, or the states of mixers side by side; () for a layer that remembers nothing
+Layer = (
+    LayerState | tuple
+)  # a mixer's state, or the states of mixers side by side; () for a layer that remembers nothing
 
 
 def _write(old: Tensor, new: Tensor) -> Tensor:
     if old is new:
         return old
-    if torch.is_grad_enabled() or old.requires_grad:
-        return new.to(old.dtype)
-    return old.copy_(new)
+    return old.copy_(new) if in_place(old) else new.to(old.dtype)
+
+
+def in_place(tensor: Tensor) -> bool:
+    """Whether a state's tensor may be overwritten: gradients are off, and none flow through it."""
+    return not torch.is_grad_enabled() and not tensor.requires_grad
 
 
 def map_layers(layers: Sequence[Layer], change: Callable[[LayerState], LayerState]) -> list[Layer]:

@@ -44,7 +44,5 @@ def resolve(op: str, backend: str, offers: Mapping[str, Callable]) -> Callable:
 
 def _known(backend: str) -> str:
     if backend not in BACKENDS:
-        raise SpecError(
-            f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}"
-        )
+        raise SpecError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}")
     return backend

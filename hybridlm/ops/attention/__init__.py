@@ -41,4 +41,6 @@ def window_attention(
     seen (b, s): keys that exist. document (b, s): a query sees keys of its own document only.
     Work is t * (size + block), never t^2.
     """
-    return window.window_attention(q, k, v, size, seen, document, lambda *qkvm: attention(*qkvm[:3], mask=qkvm[3], backend=backend))
+    return window.window_attention(
+        q, k, v, size, seen, document, lambda *qkvm: attention(*qkvm[:3], mask=qkvm[3], backend=backend)
+    )

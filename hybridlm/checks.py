@@ -1,0 +1,60 @@
+"""Checks of single values. Each raises SpecError with field, value and rule, before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from hybridlm.errors import SpecError, did_you_mean
+
+LARGEST = 1 << 24  # no width, count or size of a layer is larger than 16.8 million
+
+
+def whole(field: str, value: object, low: int = 1, high: int = LARGEST) -> int:
+    """An integer in [low, high]; True and 2.0 are none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecError(f"{field}: {value!r} is not an integer; it must be one from {low} to {high}")
+    if not low <= value <= high:
+        raise SpecError(f"{field}: {value} is out of range; it must be an integer from {low} to {high}")
+    return value
+
+
+def real(field: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SpecError(f"{field}: {value!r} is not a finite number; it must be one from {low:g} to {high:g}")
+    if not low <= value <= high:
+        raise SpecError(f"{field}: {value} is out of range; it must be a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def flag(field: str, value: object) -> bool:
+    """True or False, nothing that merely counts as one."""
+    if not isinstance(value, bool):
+        raise SpecError(f"{field}: {value!r}; it must be true or false")
+    return value
+
+
+def choice(field: str, value: object, allowed: Iterable[str]) -> str:
+    """One of the allowed names."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise SpecError(
+            f"{field}: {value!r}; it must be one of {', '.join(allowed)}.{did_you_mean(str(value), allowed)}"
+        )
+    return str(value)
+
+
+def divides(field: str, value: int, total_field: str, total: int) -> None:
+    """value divides total, or the error names the nearest values that do."""
+    if total % value:
+        below = max((n for n in range(1, min(value, total)) if total % n == 0), default=1)
+        above = next((n for n in range(value + 1, total + 1) if total % n == 0), total)
+        raise SpecError(
+            f"{field}: {value} does not divide {total_field} = {total}; the nearest values that do are {below} and {above}"
+        )
+
+
+def largest_divisor(total: int, limit: int) -> int:
+    """The largest divisor of total that is at most limit."""
+    return next(n for n in range(min(limit, total), 0, -1) if total % n == 0)

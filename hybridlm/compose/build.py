@@ -1,0 +1,117 @@
+"""From a spec to a model, and between a model and a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from hybridlm.compose.memory import require_memory
+from hybridlm.compose.model import HybridLM
+from hybridlm.compose.plan import plan
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.errors import CheckpointError, SpecError
+from hybridlm.files import atomic_write, verify_manifest, write_manifest
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = 1
+
+
+def build(
+    source: str | Path | Mapping[str, Any] | ModelSpec | None = None,
+    /,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
+    **spec: Any,
+) -> HybridLM:
+    """A model with fresh weights.
+
+    source: a YAML file, a ModelSpec or a mapping; or give the same keys as keywords: `build(pattern="(M3A)2",
+    d_model=256, vocab_size=256)`. Keywords beside a source change it. device: "meta" builds without memory; then
+    `model.to_empty(device=...)` and `model.init_weights(seed)`. seed: of the weights; without one torch's own decides.
+
+    PatternError, SpecError: what is wrong, where, and what is allowed; nothing was allocated.
+    """
+    stack = plan(as_spec(source, **spec))
+    with torch.device("meta"):
+        model = HybridLM(stack).to(dtype)
+    device = torch.device(device)
+    if device.type != "meta":
+        nbytes = sum(parameter.nbytes for parameter in model.parameters())
+        require_memory(nbytes, device, f"the model {stack.spec.pattern} of width {stack.spec.d_model}")
+        model = model.to_empty(device=device)
+        model.init_weights(seed)
+    return model
+
+
+def as_spec(source: str | Path | Mapping[str, Any] | ModelSpec | None = None, /, **changes: Any) -> ModelSpec:
+    """The spec that a file, a mapping or keywords describe."""
+    if source is None:
+        return ModelSpec.from_dict(changes)
+    if isinstance(source, ModelSpec | Mapping):
+        given = source.to_dict() if isinstance(source, ModelSpec) else dict(source)
+        return ModelSpec.from_dict({**given, **changes})
+    if isinstance(source, str | Path):
+        spec = ModelSpec.read(source)
+        return ModelSpec.from_dict({**spec.to_dict(), **changes}) if changes else spec
+    raise SpecError(f"a {type(source).__name__} is no spec; give a YAML file, a ModelSpec, a mapping, or keywords")
+
+
+def save(model: HybridLM, folder: str | Path) -> None:
+    """Write weights, resolved spec and a manifest of sha256 into a folder. Each file appears whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    about = {"model_type": "hybridlm", "format": FORMAT, "spec": model.spec.to_dict()}
+    atomic_write(folder / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"}))
+    atomic_write(folder / CONFIG, json.dumps(about, indent=2).encode())
+    write_manifest(folder, [WEIGHTS, CONFIG])
+
+
+def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
+    """The model in a folder that `save` wrote, or in a run folder, in the dtypes that it was saved in.
+
+    CheckpointError: nothing there, a damaged file, or weights that do not fit the spec, all of it listed at once.
+    """
+    folder = model_folder(folder)
+    verify_manifest(folder)
+    about = json.loads((folder / CONFIG).read_text())
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}: saved in format {about.get('format')}; this hybridlm reads format {FORMAT}")
+    model = build(about["spec"], device="meta")
+    weights = safetensors.torch.load_file(folder / WEIGHTS, device=str(device))
+    check_weights(model, weights, str(folder))
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True)
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The folder itself, or its subfolder `model`, where a run keeps its weights."""
+    folder = Path(folder)
+    found = next((place for place in (folder, folder / "model") if (place / CONFIG).is_file()), None)
+    if found is None:
+        reason = "no such folder" if not folder.exists() else f"no {CONFIG} in it; not a saved model or a run"
+        raise CheckpointError(f"{folder}: {reason}")
+    return found
+
+
+def check_weights(model: HybridLM, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """CheckpointError that lists every missing, surplus and misshapen tensor, unless the weights fit the model."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    faults = [f"{name}: missing" for name in wanted if name not in given]
+    faults += [f"{name}: not in the model" for name in given if name not in wanted]
+    faults += [
+        f"{name}: shape {given[name]}, the model has {wanted[name]}"
+        for name in wanted
+        if name in given and given[name] != wanted[name]
+    ]
+    if faults:
+        raise CheckpointError(f"{where}: the weights do not fit the spec:\n  " + "\n  ".join(faults))

@@ -1,0 +1,218 @@
+"""The language model that a pattern describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridlm.checks import whole
+from hybridlm.compose.block import Block, SharedBlock
+from hybridlm.compose.memory import require_memory
+from hybridlm.compose.plan import Stack
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.context import Context, Cursor
+from hybridlm.errors import SpecError, StateError
+from hybridlm.layers import init
+from hybridlm.layers.init import Streams
+from hybridlm.layers.norm import norm_class
+from hybridlm.ops.cross_entropy import linear_cross_entropy
+from hybridlm.state import Layer, ModelState
+
+LOGITS_AT_ONCE = 1 << 25  # how many logits the loss holds at a time
+
+
+@dataclass
+class Output:
+    """logits (b, t, vocab), or None where a loss was asked for; the next state, if one was given; the loss."""
+
+    logits: Tensor | None
+    state: ModelState | None = None
+    loss: Tensor | None = None
+
+
+class HybridLM(nn.Module):
+    """Embedding, a stack of blocks, a norm, an output. `spec` says what it is, down to the last number."""
+
+    def __init__(self, stack: Stack):
+        super().__init__()
+        self.spec: ModelSpec = stack.spec
+        spec = stack.spec
+        self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.shared = nn.ModuleDict()
+        self.blocks = nn.ModuleList(self._block(layer) for layer in stack.layers)
+        self.final_norm = norm_class(spec.norm)(spec.d_model, spec.norm_eps)
+        self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+
+    def _block(self, layer) -> Block | SharedBlock:
+        if layer.label is None:
+            return Block(layer, self.spec)
+        if layer.label not in self.shared:
+            self.shared[layer.label] = Block(layer, self.spec)
+        return SharedBlock(self.shared[layer.label], layer)
+
+    def forward(
+        self,
+        ids: Tensor,
+        state: ModelState | None = None,
+        *,
+        valid: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Output:
+        """Read tokens, from the beginning or from where `state` stands.
+
+        ids: (b, t) integers. valid: (b, t) bool, False at pads, which may stand anywhere and whose logits are those of
+        a zero vector. segment_ids: (b, t) integers; a change of number begins a new document.
+        targets: (b, t), already shifted; -100 is ignored, and so are targets at pads. With targets there are no logits.
+
+        StateError: the state is spent, full, or of another model or batch. SpecError: a tensor of the wrong shape,
+        dtype or range. Either is raised before the state changes.
+        """
+        self._check(ids, state, valid, segment_ids, targets)
+        ctx = Context.of(ids, valid, segment_ids) if state is None else state.open(ids, valid, segment_ids)
+        x = self._embed(ctx.align(ids), ctx)
+        layers: list[Layer] = []
+        for i, block in enumerate(self.blocks):
+            x, layer = block(x, None if state is None else state.layers[i], ctx)
+            layers.append(layer)
+        x = ctx.restore(self.final_norm(x))
+        state = state and state.next(layers)
+        if targets is None:
+            return Output(self._logits(x), state)
+        return Output(None, state, self._loss(x, targets, valid))
+
+    def _embed(self, ids: Tensor, ctx: Context) -> Tensor:
+        x = ctx.keep_valid(self.dropout(self.embed(ids)))
+        return x.to(torch.promote_types(x.dtype, torch.float32)) if self.spec.residual_in_fp32 else x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.embed.weight) if self.lm_head is None else self.lm_head(x)
+
+    def _loss(self, x: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
+        targets = targets if valid is None else targets.masked_fill(~valid, -100)
+        chunk = max(1, LOGITS_AT_ONCE // self.spec.vocab_size)
+        return linear_cross_entropy(x.flatten(0, 1), self.output_weight, targets.flatten().long(), chunk)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(vocab, d): the matrix that gives logits; the embedding's where they are tied."""
+        return self.embed.weight if self.lm_head is None else self.lm_head.weight
+
+    def init_state(
+        self,
+        batch: int,
+        max_length: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> ModelState:
+        """An empty state for `batch` rows of at most max_length tokens; device and dtype default to the weights'.
+
+        StateError: a size that is no positive integer, or more bytes than the machine has.
+        """
+        try:
+            whole("batch", batch)
+            whole("max_length", max_length, high=1 << 40)
+        except SpecError as error:
+            raise StateError(f"init_state: {error}") from error
+        weight = self.embed.weight
+        where = {"device": device or weight.device, "dtype": dtype or weight.dtype}
+        with torch.inference_mode(False):
+            sketch = [block.init_state(1, max_length, device="meta", dtype=where["dtype"]) for block in self.blocks]
+            nbytes = batch * ModelState(sketch, Cursor([], [], []), 0).nbytes
+            require_memory(nbytes, where["device"], f"a state for {batch} x {max_length} tokens", StateError)
+            layers = [block.init_state(batch, max_length, **where) for block in self.blocks]
+        return ModelState(layers, Cursor.zeros(batch, device=where["device"]), max_length, self.spec.fingerprint)
+
+    def init_weights(self, seed: int | None = None) -> None:
+        """Set every parameter to its initial value; the same seed gives the same values, whatever else is in the model.
+
+        Without a seed, torch's generator gives one. The projections that write to the residual stream are divided by
+        the square root of their number (Radford et al. 2019, section 2.3).
+        """
+        streams = Streams.drawn() if seed is None else Streams(seed)
+        init.normal(self.embed.weight, 0.02, streams("embed.weight"))
+        if self.lm_head is not None:
+            init.linear(self.lm_head, streams, "lm_head")
+        self.final_norm.reset_parameters()
+        for path, block in self._weighted_blocks().items():
+            block.reset_parameters(streams.at(path))
+        self._scale_by_depth()
+
+    def _weighted_blocks(self) -> dict[str, Block]:
+        """Path of every block that has weights of its own."""
+        own = {f"blocks.{i}": block for i, block in enumerate(self.blocks) if isinstance(block, Block)}
+        return own | {f"shared.{label}": block for label, block in self.shared.items()}
+
+    @torch.no_grad()
+    def _scale_by_depth(self) -> None:
+        writers = [
+            getattr(module, name)
+            for block in self._weighted_blocks().values()
+            for module in block.modules()
+            for name in _residual_projections(module)
+        ]
+        writes = sum((block.view[0] if isinstance(block, SharedBlock) else block).writes for block in self.blocks)
+        for projection in writers:
+            projection.weight.mul_(writes**-0.5)
+
+    def _check(self, ids: Tensor, state: ModelState | None, *rest: Tensor | None) -> None:
+        if torch.compiler.is_compiling():
+            return
+        valid, segment_ids, targets = rest
+        _check_tokens("ids", ids, None)
+        for name, tensor in {"valid": valid, "segment_ids": segment_ids, "targets": targets}.items():
+            if tensor is not None:
+                _check_tokens(name, tensor, ids.shape)
+        real = ids if valid is None else ids[valid]
+        _check_range("ids", real, 0, self.spec.vocab_size)
+        if targets is not None:
+            _check_range("targets", targets[targets != -100], 0, self.spec.vocab_size)
+        if state is not None:
+            self._check_state(state, ids)
+
+    def _check_state(self, state: Any, ids: Tensor) -> None:
+        if not isinstance(state, ModelState):
+            raise StateError(f"state: a {type(state).__name__}; it must come from model.init_state or an earlier call")
+        state.check()
+        if state.fingerprint != self.spec.fingerprint:
+            raise StateError(
+                f"the state belongs to another model: its spec has fingerprint {state.fingerprint}, this model's "
+                f"{self.spec.fingerprint}"
+            )
+        if state.batch != ids.shape[0]:
+            raise StateError(f"the state has {state.batch} rows and ids {ids.shape[0]}; use state.select(rows)")
+        if state.position.device != ids.device:
+            raise StateError(f"the state is on {state.position.device} and ids on {ids.device}")
+
+
+def _residual_projections(module: nn.Module) -> tuple[str, ...]:
+    return getattr(module, "residual_projections", ())
+
+
+def _check_tokens(name: str, tensor: Any, shape: torch.Size | None) -> None:
+    """An integer tensor (bool for valid) of two dimensions, t >= 1, and of the shape of ids."""
+    if not isinstance(tensor, Tensor):
+        raise SpecError(f"{name}: a {type(tensor).__name__}; it must be a tensor of shape (batch, time)")
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise SpecError(f"{name}: shape {tuple(tensor.shape)}; it must be (batch, time), both at least 1")
+    if name == "valid" and tensor.dtype != torch.bool:
+        raise SpecError(f"valid: dtype {tensor.dtype}; it must be bool, True at real tokens")
+    if name != "valid" and (tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()):
+        raise SpecError(f"{name}: dtype {tensor.dtype}; it must be an integer dtype such as int64")
+    if shape is not None and tensor.shape != shape:
+        raise SpecError(f"{name}: shape {tuple(tensor.shape)}; ids have {tuple(shape)}")
+
+
+def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
+    """On the CPU, where looking costs nothing; a GPU's own assertion says it there."""
+    if values.device.type != "cpu" or values.numel() == 0:
+        return
+    least, most = int(values.min()), int(values.max())
+    if least < low or most >= high:
+        bad = least if least < low else most
+        raise SpecError(f"{name}: {bad} is no token id; the vocabulary has {low} to {high - 1}")

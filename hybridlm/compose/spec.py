@@ -1,0 +1,125 @@
+"""A model as data: what a YAML file says, read strictly.
+
+    d_model: 256
+    vocab_size: 256
+    pattern: "(M3A)2"
+    blocks:
+      M: {mixer: {type: mamba2, d_state: 64}, mlp: {type: swiglu}}
+      A: {mixer: {type: attention, heads: 8, kv_heads: 2}}
+    tie_embeddings: true
+
+Everything is checked by name, type and range here or in `plan`, where the parts' own configs are read; a mistake is a
+SpecError that starts with the path of the key. Nothing named in a spec is ever imported except through the registries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from hybridlm import checks
+from hybridlm.compose import strict_yaml
+from hybridlm.errors import SpecError, nearest
+
+NORM_NAMES = ("rmsnorm", "layernorm")
+COMBINATIONS = ("sum", "norm_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A language model, down to the last number.
+
+    d_model:          width of the residual stream.
+    vocab_size:       number of token ids.
+    pattern:          the stack, in the pattern language, or in the foreign `notation`.
+    blocks:           what each letter or [name] stands for: {mixer: {type, ...}, mlp: {type, ...} or none}.
+                      Without any, the default alphabet: the registered mixers by their letters.
+    mlp:              the MLP of blocks that do not say, and of "-"; none for no MLP.
+    combine:          how mixers side by side are joined: sum, or norm_mean (the mean of their normalised outputs).
+    notation:         None, or megatron | layer_types | attn_layer_idx, for patterns written in those languages.
+    tie_embeddings:   one matrix for the embedding and the output.
+    norm, norm_eps:   rmsnorm or layernorm, everywhere; and its epsilon.
+    dropout:          probability, on the embedding and on everything added to the residual stream.
+    residual_in_fp32: keep the residual stream in float32 whatever the parameters' dtype.
+    """
+
+    d_model: int
+    vocab_size: int
+    pattern: Any
+    blocks: Mapping[str, Any] = field(default_factory=dict)
+    mlp: Any = "swiglu"
+    combine: str = "sum"
+    notation: str | None = None
+    tie_embeddings: bool = False
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    residual_in_fp32: bool = False
+
+    def __post_init__(self) -> None:
+        checks.whole("d_model", self.d_model)
+        checks.whole("vocab_size", self.vocab_size)
+        checks.choice("combine", self.combine, COMBINATIONS)
+        checks.choice("norm", self.norm, NORM_NAMES)
+        checks.flag("tie_embeddings", self.tie_embeddings)
+        checks.flag("residual_in_fp32", self.residual_in_fp32)
+        object.__setattr__(self, "norm_eps", checks.real("norm_eps", self.norm_eps, 1e-12, 1.0))
+        object.__setattr__(self, "dropout", checks.real("dropout", self.dropout, 0.0, 0.99))
+        if not isinstance(self.blocks, Mapping):
+            raise SpecError(f"blocks: {self.blocks!r}; it must be a mapping of letters and names to blocks")
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Self:
+        """A spec from the plain mapping that a YAML file holds. SpecError: unknown or missing keys, wrong values."""
+        known = [f.name for f in fields(cls)]
+        require_known(given, known)
+        missing = [name for name in ("d_model", "vocab_size", "pattern") if name not in given]
+        if missing:
+            raise SpecError(f"{missing[0]}: missing; a model needs d_model, vocab_size and pattern")
+        return cls(**given)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """A spec from a YAML file. SpecError names the file and the key."""
+        try:
+            return cls.from_dict(strict_yaml.read(path))
+        except SpecError as error:
+            raise error if str(path) in str(error) else SpecError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain mapping; `from_dict` gives the spec back."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None}
+
+    def to_yaml(self) -> str:
+        """The text of a YAML file that `read` reads back."""
+        return strict_yaml.dump(self.to_dict())
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what decides the meaning of a state and of weights: all but dropout."""
+        meaning = {key: value for key, value in self.to_dict().items() if key != "dropout"}
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def require_known(given: Any, known: list[str], path: str = "") -> None:
+    """SpecError unless `given` is a mapping whose keys are all known."""
+    if not isinstance(given, Mapping):
+        raise SpecError(
+            f"{path.rstrip('.') or 'spec'}: {given!r}; it must be a mapping with keys of {', '.join(known)}"
+        )
+    for key in given:
+        if key not in known:
+            near = nearest(str(key), known)
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(known) or 'none'}"
+            raise SpecError(f"{path}{key}: unknown field; {hint}")
+
+
+def _plain(value: Any) -> Any:
+    """Mappings, lists and scalars, as YAML and JSON hold them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

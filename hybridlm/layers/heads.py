@@ -1,0 +1,149 @@
+"""What attention over everything and attention over a window have in common: heads, and their projections."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hybridlm.checks import flag, real, whole
+from hybridlm.context import Context
+from hybridlm.errors import SpecError
+from hybridlm.layers import init
+from hybridlm.layers.cost import Cost, Flops, linear
+from hybridlm.layers.init import Streams
+from hybridlm.layers.mixer import Mixer
+from hybridlm.layers.norm import RMSNorm
+from hybridlm.ops.rotary import rotary
+from hybridlm.state import in_place
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """Heads of attention.
+
+    heads: query heads h; default d_model / 64, or the nearest smaller number that divides d_model into even widths.
+    kv_heads: key and value heads hk, a divisor of heads; default heads. 1 is multi-query attention.
+    head_dim: width p of a head; default d_model / heads.
+    rope: rotary positions; default: only in stacks without a recurrent mixer.
+    rope_theta: base of the rotary frequencies.
+    qk_norm: RMSNorm over p on queries and keys, before the rotation.
+    """
+
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    rope: bool | None = None
+    rope_theta: float = 10000.0
+    qk_norm: bool = False
+
+    def resolve(self, d_model: int):
+        """Every default filled in, every shape checked."""
+        heads = whole("heads", _default_heads(d_model) if self.heads is None else self.heads)
+        kv_heads = whole("kv_heads", heads if self.kv_heads is None else self.kv_heads)
+        if heads % kv_heads:
+            legal = [n for n in range(1, heads + 1) if heads % n == 0]
+            raise SpecError(f"kv_heads: {kv_heads} does not divide heads = {heads}; divisors are {legal}")
+        rope = flag("rope", True if self.rope is None else self.rope)
+        head_dim = whole("head_dim", _default_head_dim(d_model, heads) if self.head_dim is None else self.head_dim)
+        if rope and head_dim % 2:
+            raise SpecError(
+                f"head_dim: {head_dim} is odd, and rotary positions turn pairs; use {head_dim - 1 or 2} or {head_dim + 1}, or rope: false"
+            )
+        theta = real("rope_theta", self.rope_theta, 1.0, 1e12)
+        return replace(
+            self,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            rope=rope,
+            rope_theta=theta,
+            qk_norm=flag("qk_norm", self.qk_norm),
+        )
+
+
+def _default_heads(d_model: int) -> int:
+    """About d_model / 64 heads of equal, even width."""
+    most = max(1, d_model // 64)
+    return next((h for h in range(most, 0, -1) if d_model % h == 0 and d_model // h % 2 == 0), 1)
+
+
+def _default_head_dim(d_model: int, heads: int) -> int:
+    if d_model % heads and heads > 1:
+        below = max(h for h in range(1, heads) if d_model % h == 0)
+        above = next(h for h in range(heads, d_model + 1) if d_model % h == 0)
+        raise SpecError(
+            f"heads: {heads} does not divide d_model = {d_model}; use {below} or {above}, or give head_dim as well"
+        )
+    return max(1, d_model // heads - (d_model // heads % 2 if heads == 1 else 0))
+
+
+class Heads(Mixer):
+    """Projections to queries, keys and values and back. Abstract: what attends to what is a subclass's matter."""
+
+    residual_projections: ClassVar[tuple[str, ...]] = ("o_proj",)
+
+    def __init__(self, config: HeadsConfig, d_model: int, *, eps: float = 1e-5):
+        super().__init__(config, d_model)
+        c = self.config
+        self.q_proj = nn.Linear(d_model, c.heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(d_model, c.kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(d_model, c.kv_heads * c.head_dim, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, eps) if c.qk_norm else nn.Identity()
+        self.o_proj = nn.Linear(c.heads * c.head_dim, d_model, bias=False)
+
+    def reset_parameters(self, streams: Streams | None = None) -> None:
+        """Projections as every linear layer; norms at 1."""
+        streams = streams or Streams.drawn()
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            init.linear(getattr(self, name), streams, name)
+        if self.config.qk_norm:
+            self.q_norm.reset_parameters()
+            self.k_norm.reset_parameters()
+
+    def project(self, x: Float[Tensor, "b t d"], positions: Int[Tensor, "b t"]) -> tuple[Tensor, Tensor, Tensor]:
+        """x -> queries (b, t, h, p), keys and values (b, t, hk, p), normalised and rotated as configured."""
+        p = self.config.head_dim
+        q, k, v = (rearrange(f(x), "b t (h p) -> b t h p", p=p) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.rope:
+            theta = self.config.rope_theta
+            q, k = rotary(q, positions, theta), rotary(k, positions, theta)
+        return q, k, v
+
+    def merge(self, y: Float[Tensor, "b t h p"]) -> Float[Tensor, "b t d"]:
+        """Heads -> the residual stream."""
+        return self.o_proj(rearrange(y, "b t h p -> b t (h p)"))
+
+
+def write(cache: Tensor, new: Tensor, slots: Tensor, keep: Tensor | None) -> Tensor:
+    """cache (b, s, hk, p) with new (b, t, hk, p) at slots (b, t), only where keep (b, t); in place when gradients are off."""
+    rows = torch.arange(cache.shape[0], device=cache.device)[:, None].expand_as(slots)
+    new = new.to(cache.dtype)
+    if keep is not None:
+        rows, slots, new = rows[keep], slots[keep], new[keep]
+    put = cache.index_put_ if in_place(cache) else cache.index_put
+    return put((rows, slots), new)
+
+
+def last_document(ctx: Context) -> Tensor | None:
+    """(b, t) mask of the valid tokens of each row's last document; None: all of them."""
+    if ctx.document is None:
+        return ctx.valid
+    last = ctx.document == ctx.document[:, -1:]
+    return last if ctx.valid is None else last & ctx.valid
+
+
+def heads_cost(config: HeadsConfig, d_model: int, pairs) -> Cost:
+    """Cost without the state. pairs: (tokens, past) -> number of query-key pairs that are computed."""
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    norms = 2 * config.head_dim if config.qk_norm else 0
+    matrices = d_model * (2 * q + 2 * kv)
+
+    def forward(tokens: int, past: int) -> Flops:
+        return linear(tokens, matrices, 1) + Flops(matmul=4 * pairs(tokens, past) * q)
+
+    return Cost(matrices + norms, forward)

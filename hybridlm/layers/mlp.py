@@ -1,0 +1,98 @@
+"""The MLPs: what a block does to each token alone.
+
+Each is built as `MLP(config, d_model)` from a Config whose `resolve(d_model)` fills in the width, maps (b, t, d_model) to
+the same shape, and says what it costs.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybridlm.checks import whole
+from hybridlm.layers import init
+from hybridlm.layers.cost import Cost, linear
+from hybridlm.layers.init import Streams
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedConfig:
+    """width: hidden units; default 8/3 d_model, rounded up to a multiple of 64."""
+
+    width: int | None = None
+
+    def resolve(self, d_model: int) -> "GatedConfig":
+        return replace(self, width=whole("width", self.width or -(-8 * d_model // 192) * 64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainConfig:
+    """width: hidden units; default 4 d_model."""
+
+    width: int | None = None
+
+    def resolve(self, d_model: int) -> "PlainConfig":
+        return replace(self, width=whole("width", self.width or 4 * d_model))
+
+
+class MLP(nn.Module):
+    """The contract of an MLP; see Mixer for the class constants."""
+
+    Config: ClassVar[type]
+    residual_projections: ClassVar[tuple[str, ...]] = ("down_proj",)
+    matrices: ClassVar[int] = 2
+
+    def __init__(self, config, d_model: int):
+        super().__init__()
+        self.config = config.resolve(d_model)
+        self.up_proj = nn.Linear(d_model, self.config.width, bias=False)
+        self.down_proj = nn.Linear(self.config.width, d_model, bias=False)
+
+    def reset_parameters(self, streams: Streams | None = None) -> None:
+        """Initial values of every projection."""
+        streams = streams or Streams.drawn()
+        for name, layer in self.named_children():
+            init.linear(layer, streams, name)
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        raise NotImplementedError
+
+    @classmethod
+    def cost(cls, config, d_model: int) -> Cost:
+        """Its cost, from a resolved config alone."""
+        size = cls.matrices * d_model * config.width
+        return Cost(size, lambda tokens, past: linear(tokens, size, 1))
+
+
+class SwiGLU(MLP):
+    """silu(x G) * (x U), projected back. Shazeer 2020, eq. 6."""
+
+    Config = GatedConfig
+    matrices = 3
+
+    def __init__(self, config: GatedConfig, d_model: int):
+        super().__init__(config, d_model)
+        self.gate_proj = nn.Linear(d_model, self.config.width, bias=False)
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GELU(MLP):
+    """gelu(x U), projected back. Hendrycks and Gimpel 2016; Vaswani et al. 2017, section 3.3."""
+
+    Config = PlainConfig
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        return self.down_proj(F.gelu(self.up_proj(x)))
+
+
+class ReLU2(MLP):
+    """relu(x U)^2, projected back. So et al. 2021 (Primer), section 4."""
+
+    Config = PlainConfig
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        return self.down_proj(F.relu(self.up_proj(x)).square())

@@ -19,6 +19,13 @@ def whole(field: str, value: object, low: int = 1, high: int = LARGEST) -> int:
     return value
 
 
+def integer(field: str, value: object) -> int:
+    """An integer of any size; True and 2.0 are none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecError(f"{field}: {value!r} is not an integer")
+    return value
+
+
 def real(field: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -51,7 +58,7 @@ def divides(field: str, value: int, total_field: str, total: int) -> None:
         below = max((n for n in range(1, min(value, total)) if total % n == 0), default=1)
         above = next((n for n in range(value + 1, total + 1) if total % n == 0), total)
         raise SpecError(
-            f"{field}: {value} does not divide {total_field} = {total}; the nearest values that do are {below} and {above}"
+            f"{field}: {value} does not divide {total_field} = {total}; the nearest that do: {below}, {above}"
         )
 
 

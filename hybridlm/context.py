@@ -4,8 +4,8 @@ Two things are settled here once, so that no layer has to think of them:
 
 * **Padding is compacted at the model's door.** `valid` may put pads on either side, or between tokens. `align` moves
   each row's valid tokens to the left, `restore` puts the outputs back. Inside, pads are always on the right.
-* **Documents are numbered from the state.** In `document`, 0 is the document that the incoming state holds and 1, 2, ...
-  are those that begin in this call. What a layer must do is the same for all: never look across a change of number.
+* **Documents are numbered from the state.** In `document`, 0 is the document that the incoming state holds and 1, 2,
+  ... are those that begin in this call. What a layer must do is the same for all: never look across a change.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One cache for every kind of layer: KV slots, convolution inputs and SSM states in one object.
 
-A state is a value that is used once. A call consumes the state it is given and returns the next one; `fork` and `select`
-copy. With gradients off the next state takes over the same memory, with gradients on it is a new set of tensors through
-which gradients flow.
+A state is a value that is used once. A call consumes the state it is given and returns the next one; `fork` and
+`select` copy. With gradients off the next state takes over the same memory, with gradients on it is a new set of
+tensors through which gradients flow.
 """
 
 from __future__ import annotations

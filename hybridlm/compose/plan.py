@@ -1,7 +1,7 @@
 """From a spec to its layers: every letter looked up, every default filled in, every number checked. No tensor yet.
 
-`plan(spec)` is the one reading of a spec. `build` makes modules of it, `cost` adds it up, and its `spec` is the resolved
-one, which says everything explicitly and is what checkpoints store.
+`plan(spec)` is the one reading of a spec. `build` makes modules of it, `cost` adds it up, and its `spec` is the
+resolved one, which says everything explicitly and is what checkpoints store.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _typed(path: str, value: Any, hint: Any) -> Any:
     if kind is bool:
         return checks.flag(path, value)
     if kind is int:
-        return checks.whole(path, value, low=0)
+        return checks.integer(path, value)
     if kind is float:
         return checks.real(path, value)
     if kind is str and not isinstance(value, str):

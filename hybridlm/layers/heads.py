@@ -50,7 +50,8 @@ class HeadsConfig:
         head_dim = whole("head_dim", _default_head_dim(d_model, heads) if self.head_dim is None else self.head_dim)
         if rope and head_dim % 2:
             raise SpecError(
-                f"head_dim: {head_dim} is odd, and rotary positions turn pairs; use {head_dim - 1 or 2} or {head_dim + 1}, or rope: false"
+                f"head_dim: {head_dim} is odd, and rotary positions turn pairs; "
+                f"use {head_dim - 1 or 2} or {head_dim + 1}, or rope: false"
             )
         theta = real("rope_theta", self.rope_theta, 1.0, 1e12)
         return replace(
@@ -120,7 +121,7 @@ class Heads(Mixer):
 
 
 def write(cache: Tensor, new: Tensor, slots: Tensor, keep: Tensor | None) -> Tensor:
-    """cache (b, s, hk, p) with new (b, t, hk, p) at slots (b, t), only where keep (b, t); in place when gradients are off."""
+    """cache (b, s, hk, p) with new (b, t, hk, p) at slots (b, t), where keep (b, t); in place if gradients are off."""
     rows = torch.arange(cache.shape[0], device=cache.device)[:, None].expand_as(slots)
     new = new.to(cache.dtype)
     if keep is not None:

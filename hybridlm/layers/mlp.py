@@ -1,7 +1,7 @@
 """The MLPs: what a block does to each token alone.
 
-Each is built as `MLP(config, d_model)` from a Config whose `resolve(d_model)` fills in the width, maps (b, t, d_model) to
-the same shape, and says what it costs.
+Each is built as `MLP(config, d_model)` from a Config whose `resolve(d_model)` fills in the width, maps (b, t, d_model)
+to the same shape, and says what it costs.
 """
 
 from dataclasses import dataclass, replace

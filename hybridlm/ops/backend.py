@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 from hybridlm.errors import SpecError, UnsupportedError, did_you_mean
 
 BACKENDS = ("auto", "reference", "triton", "vendor")
 
 _preferred: ContextVar[str] = ContextVar("backend", default="auto")
+_trace: ContextVar[list[tuple[str, str]] | None] = ContextVar("trace", default=None)
 
 
 @contextmanager
@@ -27,6 +30,26 @@ def use(backend: str) -> Iterator[None]:
         _preferred.reset(token)
 
 
+@contextmanager
+def trace() -> Iterator[list[tuple[str, str]]]:
+    """Within the block, the list that is given fills with (op, backend) of every op that runs."""
+    seen: list[tuple[str, str]] = []
+    token = _trace.set(seen)
+    try:
+        yield seen
+    finally:
+        _trace.reset(token)
+
+
+def devices() -> list[tuple[str, str]]:
+    """Name and description of what torch can compute on, the CPU first."""
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [("cpu", f"{torch.get_num_threads()} threads")] + [
+        (f"cuda:{i}", f"{gpu.name}, {gpu.total_memory >> 30} GiB, compute capability {gpu.major}.{gpu.minor}")
+        for i, gpu in enumerate(gpus)
+    ]
+
+
 def resolve(op: str, backend: str, offers: Mapping[str, Callable]) -> Callable:
     """The function that runs `op`. offers: what can run here, best first.
 
@@ -36,9 +59,11 @@ def resolve(op: str, backend: str, offers: Mapping[str, Callable]) -> Callable:
     if wanted == "auto":
         wanted = _preferred.get()
     if wanted == "auto":
-        return next(iter(offers.values()))
+        wanted = next(iter(offers))
     if wanted not in offers:
         raise UnsupportedError(f"{op}: no {wanted!r} backend on this machine; here it runs on: {', '.join(offers)}")
+    if (seen := _trace.get()) is not None:
+        seen.append((op, wanted))
     return offers[wanted]
 
 

@@ -183,18 +183,26 @@ class _Composer:
         result: dict[str, Any] = {}
         lines: dict[str, int] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            key = self.node(event)
-            if not isinstance(key, str):
-                self.fail(f"the key {_shown(key)} is {_kind(key)}; keys are strings (put it in quotes)", event)
-            if key == "<<":
-                self.fail("the merge key << is not allowed; write the values out", event)
-            if key in lines:
-                self.fail(f"duplicate key {_shown(key)} (first on line {lines[key]})", event)
-            lines[key] = event.start_mark.line + 1
+            key = self.key(event, lines)
             self.keys.append(key)
-            result[key] = self.node(next(self.events))
+            value = next(self.events)
+            if ":" in key and isinstance(value, yaml.ScalarEvent) and not value.value and not value.style:
+                self.fail("a space is missing after the colon", event)  # {window:128}
+            result[key] = self.node(value)
             self.keys.pop()
         return result
+
+    def key(self, event: yaml.Event, lines: dict[str, int]) -> str:
+        """The key at `event`, which is entered in `lines`, the keys so far."""
+        key = self.node(event)
+        if not isinstance(key, str):
+            self.fail(f"the key {_shown(key)} is {_kind(key)}; keys are strings (put it in quotes)", event)
+        if key == "<<":
+            self.fail("the merge key << is not allowed; write the values out", event)
+        if key in lines:
+            self.fail(f"duplicate key {_shown(key)} (first on line {lines[key]})", event)
+        lines[key] = event.start_mark.line + 1
+        return key
 
     def scalar(self, event: yaml.ScalarEvent) -> Any:
         if event.style:  # quoted, or a block scalar

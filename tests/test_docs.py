@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -80,12 +81,18 @@ def test_example_mixer_as_a_package_of_its_own(installed):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_example_mixer_in_this_process():
+def test_example_mixer_in_this_process(tmp_path):
     """As the page shows it, decorator included."""
     from hybridlm.registry import mixers
 
-    exec(compile(_blocks("add-a-mixer.md", "python")[0], "add-a-mixer.md", "exec"), {"__name__": "gated_conv"})
+    path = tmp_path / "gated_conv.py"
+    path.write_text(_blocks("add-a-mixer.md", "python")[0], encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("gated_conv_of_the_page", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     try:
-        assert mixers.get("gated_conv").State.kind == "gated_conv"
-    finally:
+        spec.loader.exec_module(module)
+        assert mixers.get("gated_conv") is module.GatedConv
         mixers.unregister("gated_conv")
+    finally:
+        del sys.modules[spec.name]

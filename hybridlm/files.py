@@ -76,7 +76,7 @@ def verify_manifest(folder: str | Path) -> None:
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
         faults = [fault for name, entry in files.items() if (fault := _fault(folder / name, entry))]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: damaged ({error})") from error
     if faults:
         raise CheckpointError(f"{folder}: damaged files; restore them from a copy:\n  " + "\n  ".join(faults))

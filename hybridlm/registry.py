@@ -47,12 +47,12 @@ class Registry(Generic[T]):
         return found
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator: make a class known under `name` in this process."""
+        """Class decorator: make a class known under `name` in this process. SpecError if the name is taken."""
+        taken = self._registered.get(name) or self._builtin.get(name) or self._plugins.get(name)
+        if taken:
+            raise SpecError(f"{self.kind} {name!r} is registered already ({taken}); choose another name")
 
         def add(part: type[T]) -> type[T]:
-            taken = self._registered.get(name) or self._builtin.get(name) or self._plugins.get(name)
-            if taken:
-                raise SpecError(f"{self.kind} {name!r} is registered already ({taken}); choose another name")
             self._registered[name] = part
             return part
 
@@ -93,7 +93,17 @@ class Registry(Generic[T]):
 
     def listing(self) -> list[Listing]:
         """Every name with its class, or with the reason why it has none. A broken plugin does not hide the rest."""
-        return [self._list(name) for name in self.names()]
+        taken = [
+            Listing(
+                name,
+                _source(point),
+                None,
+                f"the name is taken by hybridlm's own {self.kind}; the package must rename it",
+            )
+            for name in self._builtin
+            for point in self._plugins.get(name, [])
+        ]
+        return [self._list(name) for name in self.names()] + taken
 
     def _list(self, name: str) -> Listing:
         plugin = name in self._plugins and name not in self._builtin

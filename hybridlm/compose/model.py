@@ -72,25 +72,38 @@ class HybridLM(nn.Module):
         StateError: the state is spent, full, or of another model or batch. SpecError: a tensor of the wrong shape,
         dtype or range. Either is raised before the state changes.
         """
-        self._check(ids, state, valid, segment_ids, targets)
+        if targets is not None:
+            self._check_targets(targets, ids)
+        x, state = self.hidden(ids, state, valid=valid, segment_ids=segment_ids)
+        if targets is None:
+            return Output(self.logits(x), state)
+        return Output(None, state, self._loss(x, targets, valid))
+
+    def hidden(
+        self,
+        ids: Tensor,
+        state: ModelState | None = None,
+        *,
+        valid: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> tuple[Tensor, ModelState | None]:
+        """As forward, up to the final norm: x (b, t, d) and the next state. `logits(x)` does the rest."""
+        self._check(ids, state, valid, segment_ids)
         ctx = Context.of(ids, valid, segment_ids) if state is None else state.open(ids, valid, segment_ids)
         x = self._embed(ctx.align(ids), ctx)
         layers: list[Layer] = []
         for i, block in enumerate(self.blocks):
             x, layer = block(x, None if state is None else state.layers[i], ctx)
             layers.append(layer)
-        x = ctx.restore(self.final_norm(x))
-        state = state and state.next(layers)
-        if targets is None:
-            return Output(self._logits(x), state)
-        return Output(None, state, self._loss(x, targets, valid))
+        return ctx.restore(self.final_norm(x)), state and state.next(layers)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (..., d), after the final norm -> (..., vocab)."""
+        return nn.functional.linear(x, self.embed.weight) if self.lm_head is None else self.lm_head(x)
 
     def _embed(self, ids: Tensor, ctx: Context) -> Tensor:
         x = ctx.keep_valid(self.dropout(self.embed(ids)))
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.spec.residual_in_fp32 else x
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.embed.weight) if self.lm_head is None else self.lm_head(x)
 
     def _loss(self, x: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
         targets = targets if valid is None else targets.masked_fill(~valid, -100)
@@ -160,18 +173,19 @@ class HybridLM(nn.Module):
         for projection in writers:
             projection.weight.mul_(writes**-0.5)
 
-    def _check(self, ids: Tensor, state: ModelState | None, *rest: Tensor | None) -> None:
+    def _check_targets(self, targets: Tensor, ids: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            _check_tokens("targets", targets, ids.shape)
+            _check_range("targets", targets[targets != -100], self.spec.vocab_size)
+
+    def _check(self, ids: Tensor, state: ModelState | None, valid: Tensor | None, segment_ids: Tensor | None) -> None:
         if torch.compiler.is_compiling():
             return
-        valid, segment_ids, targets = rest
         _check_tokens("ids", ids, None)
-        for name, tensor in {"valid": valid, "segment_ids": segment_ids, "targets": targets}.items():
+        for name, tensor in {"valid": valid, "segment_ids": segment_ids}.items():
             if tensor is not None:
                 _check_tokens(name, tensor, ids.shape)
-        real = ids if valid is None else ids[valid]
-        _check_range("ids", real, 0, self.spec.vocab_size)
-        if targets is not None:
-            _check_range("targets", targets[targets != -100], 0, self.spec.vocab_size)
+        _check_range("ids", ids if valid is None else ids[valid], self.spec.vocab_size)
         if state is not None:
             self._check_state(state, ids)
 
@@ -208,11 +222,11 @@ def _check_tokens(name: str, tensor: Any, shape: torch.Size | None) -> None:
         raise SpecError(f"{name}: shape {tuple(tensor.shape)}; ids have {tuple(shape)}")
 
 
-def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
+def _check_range(name: str, values: Tensor, vocab: int) -> None:
     """On the CPU, where looking costs nothing; a GPU's own assertion says it there."""
     if values.device.type != "cpu" or values.numel() == 0:
         return
     least, most = int(values.min()), int(values.max())
-    if least < low or most >= high:
-        bad = least if least < low else most
-        raise SpecError(f"{name}: {bad} is no token id; the vocabulary has {low} to {high - 1}")
+    if least < 0 or most >= vocab:
+        bad = least if least < 0 else most
+        raise SpecError(f"{name}: {bad} is no token id; the vocabulary has 0 to {vocab - 1}")

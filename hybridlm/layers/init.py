@@ -24,7 +24,7 @@ class Streams:
     @classmethod
     def drawn(cls) -> Streams:
         """Streams from a seed that torch's global generator gives: `torch.manual_seed` decides."""
-        return cls(int(torch.randint(2**62, ()).item()))
+        return cls(int(torch.randint(2**62, (), device="cpu").item()))
 
     def at(self, name: str) -> Streams:
         """The streams one level down."""

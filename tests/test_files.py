@@ -1,0 +1,63 @@
+"""Atomic writes, sealed blobs and manifests."""
+
+import errno
+import os
+
+import pytest
+
+from hybridlm.errors import CheckpointError
+from hybridlm.files import BLANK_SEAL, atomic_write, seal, sealed, verify_manifest, write_manifest
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    atomic_write(path, b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_every_flipped_bit_breaks_a_seal():
+    blob = seal(b'{"seal":"' + BLANK_SEAL.encode() + b'","x":1}payload')
+    assert sealed(blob)
+    for bit in range(len(blob) * 8):
+        damaged = bytearray(blob)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert not sealed(bytes(damaged)), bit
+    assert not sealed(b"no seal at all")
+
+
+def test_a_manifest_names_every_damaged_file_at_once(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / name).write_bytes(name.encode() * 10)
+    write_manifest(tmp_path, ["a", "b", "c", "d"])
+    verify_manifest(tmp_path)
+    (tmp_path / "a").write_bytes(b"A" + b"a" * 9)
+    (tmp_path / "b").write_bytes(b"b")
+    (tmp_path / "c").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        verify_manifest(tmp_path)
+    message = str(caught.value)
+    assert "a: its sha256" in message
+    assert "b: 1 bytes instead of 10" in message
+    assert "c: missing" in message
+    assert "d:" not in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": 3}', b'{"files": {"a": 3}}'])
+def test_a_damaged_manifest_is_said_to_be_one(tmp_path, content):
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(CheckpointError):
+        verify_manifest(tmp_path)
+
+
+def test_no_manifest_is_no_saved_model(tmp_path):
+    with pytest.raises(CheckpointError, match="not a saved model"):
+        verify_manifest(tmp_path)

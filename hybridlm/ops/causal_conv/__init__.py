@@ -1,0 +1,33 @@
+"""The short causal convolution that stands before a selective scan."""
+
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hybridlm.ops.backend import resolve
+from hybridlm.ops.causal_conv import reference
+
+
+def causal_conv1d(
+    x: Float[Tensor, "b t c"],
+    weight: Float[Tensor, "c 1 k"],
+    bias: Float[Tensor, "c"] | None,
+    *,
+    state: Float[Tensor, "b c k-1"] | None = None,
+    lengths: Int[Tensor, "b"] | None = None,
+    document: Int[Tensor, "b t"] | None = None,
+    activation: Literal["silu"] | None = None,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c k-1"]]:
+    """y_t = activation(bias + sum_j weight[:, 0, j] x_{t-k+1+j}), channel by channel: (y, the last k - 1 inputs).
+
+    Gu and Dao 2023, figure 3 ("Conv"); weight as nn.Conv1d(c, c, k, groups=c) has it: the last tap is the present.
+    state: the k - 1 inputs before the first token, the latest last; zeros where there were none, or if None.
+    lengths: valid tokens of each row, at its start; what follows is not read, and 0 leaves the row's state as it is.
+    document: non-decreasing along t; 0 continues the state, and no tap reaches over a change of number. The state
+    that is returned holds inputs of the row's last document only.
+    Computed in at least float32; y has the dtype of x, the state that of `state`. t >= 1, k >= 1.
+    """
+    offers = {"reference": reference.causal_conv1d}
+    return resolve("causal_conv1d", backend, offers)(x, weight, bias, state, lengths, document, activation)

@@ -1,0 +1,57 @@
+"""The short causal convolution in plain PyTorch: k shifted copies of the input, weighted and added.
+
+On a CPU this is as fast as a grouped F.conv1d, and it needs neither another layout nor another path for documents.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    document: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    k, wide = weight.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    if lengths is not None:
+        valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        x = torch.where(valid[..., None], x, 0)
+    before = x.new_zeros(x.shape[0], k - 1, x.shape[2]) if state is None else state.transpose(1, 2)
+    history = torch.cat([before, x], dim=1)
+    owner = None if document is None else F.pad(document, (k - 1, 0))  # whose input it is; the state's are document 0's
+
+    y = _taps(history.to(wide), weight.to(wide), owner)
+    y = y if bias is None else y + bias.to(wide)
+    y = F.silu(y) if activation == "silu" else y
+    return y.to(x.dtype), _last_inputs(history, k - 1, lengths, owner).to(before.dtype)
+
+
+def _taps(history: Tensor, weight: Tensor, owner: Tensor | None) -> Tensor:
+    """history (b, k - 1 + t, c) -> (b, t, c)."""
+    k = weight.shape[-1]
+    t = history.shape[1] - k + 1
+    y = history[:, k - 1 :] * weight[:, 0, -1]
+    for j in range(k - 1):
+        tap = history[:, j : j + t]
+        if owner is not None:
+            tap = torch.where((owner[:, j : j + t] == owner[:, k - 1 :])[..., None], tap, 0)
+        y = torch.addcmul(y, tap, weight[:, 0, j])
+    return y
+
+
+def _last_inputs(history: Tensor, count: int, lengths: Tensor | None, owner: Tensor | None) -> Tensor:
+    """The `count` inputs that a row's next token would look back on, (b, c, count)."""
+    b, total, c = history.shape
+    if lengths is None:
+        place = torch.arange(total - count, total, device=history.device).expand(b, -1)
+    else:
+        place = lengths[:, None] + torch.arange(count, device=history.device)
+    last = history.gather(1, place[..., None].expand(-1, -1, c))
+    if owner is not None:
+        last = torch.where((owner.gather(1, place) == owner[:, -1:])[..., None], last, 0)
+    return last.transpose(1, 2)

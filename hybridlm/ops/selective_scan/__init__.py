@@ -1,0 +1,36 @@
+"""The selective scan of Mamba-1: a diagonal recurrence whose step size, input and output maps are functions of x."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hybridlm.ops.backend import resolve
+from hybridlm.ops.selective_scan import reference
+from hybridlm.ops.selective_scan.reference import scan_flops
+
+__all__ = ["scan_flops", "selective_scan"]
+
+
+def selective_scan(
+    x: Float[Tensor, "b t d"],
+    dt: Float[Tensor, "b t d"],
+    A: Float[Tensor, "d n"],
+    B: Float[Tensor, "b t n"],
+    C: Float[Tensor, "b t n"],
+    D: Float[Tensor, "d"] | None,
+    *,
+    state: Float[Tensor, "b d n"] | None = None,
+    document: Int[Tensor, "b t"] | None = None,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"]]:
+    """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,  y_t = C_t . h_t + D x_t, channel by channel: (y, last h).
+
+    Gu and Dao 2023, eq. 2a and 2b, Algorithm 2; the input is discretised by Euler (B-bar = dt B), as in their code.
+    dt: step sizes >= 0, softplus already applied; dt = 0 holds the state, which is how pads are passed over.
+    A: negative. state: h before the first token (zero if None). document: non-decreasing along t; 0 continues the
+    state, and h starts from zero wherever the number changes.
+    Computed in at least float32, autocast or not, which is the dtype of h; y has the dtype of x. t >= 1.
+    """
+    run = resolve("selective_scan", backend, {"reference": reference.selective_scan})
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, dt, A, B, C, D, state, document)

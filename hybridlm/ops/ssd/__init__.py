@@ -1,0 +1,37 @@
+"""State space duality, the heart of Mamba-2: one recurrence, computed as attention inside chunks."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hybridlm.ops.backend import resolve
+from hybridlm.ops.ssd import reference
+from hybridlm.ops.ssd.reference import ssd_flops
+
+__all__ = ["ssd", "ssd_flops"]
+
+
+def ssd(
+    x: Float[Tensor, "b t h p"],
+    dt: Float[Tensor, "b t h"],
+    A: Float[Tensor, "h"],
+    B: Float[Tensor, "b t g n"],
+    C: Float[Tensor, "b t g n"],
+    D: Float[Tensor, "h"] | None,
+    *,
+    state: Float[Tensor, "b h p n"] | None = None,
+    document: Int[Tensor, "b t"] | None = None,
+    chunk: int = 64,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
+    """H_t = exp(dt_t A) H_{t-1} + dt_t x_t B_t^T,  y_t = H_t C_t + D x_t, head by head: (y, last H).
+
+    Dao and Gu 2024, eq. 2 with scalar A, section 6 and Listing 1. Head i reads group i // (h / g) of B and C.
+    dt: step sizes >= 0, softplus already applied; dt = 0 holds the state, which is how pads are passed over.
+    A: negative. state: H before the first token (zero if None). document: non-decreasing along t; 0 continues the
+    state, and H starts from zero wherever the number changes. chunk: tokens of a chunk, a matter of speed alone.
+    Computed in at least float32, autocast or not, which is the dtype of H; y has the dtype of x. t >= 1.
+    """
+    run = resolve("ssd", backend, {"reference": reference.ssd})
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, dt, A, B, C, D, state, document, chunk)

@@ -82,14 +82,19 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
     """
     folder = model_folder(folder)
     verify_manifest(folder)
-    about = json.loads((folder / CONFIG).read_text())
-    if about.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}: saved in format {about.get('format')}; this hybridlm reads format {FORMAT}")
-    model = build(about["spec"], device="meta")
+    model = build(_saved_spec(folder), device="meta")
     weights = safetensors.torch.load_file(folder / WEIGHTS, device=str(device))
     check_weights(model, weights, str(folder))
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True)
+
+
+def _saved_spec(folder: Path) -> dict[str, Any]:
+    about = json.loads((folder / CONFIG).read_bytes())
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{folder}: saved in format {found}; this hybridlm reads format {FORMAT}")
+    return about["spec"]
 
 
 def model_folder(folder: str | Path) -> Path:

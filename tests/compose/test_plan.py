@@ -1,0 +1,139 @@
+"""Reading a spec: what resolves to what, and what every mistake says."""
+
+import time
+
+import pytest
+
+from hybridlm.compose.plan import plan
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.errors import PatternError, SpecError
+
+BLOCKS = {
+    "M": {"mixer": {"type": "mamba2", "d_state": 16}, "mlp": "gelu"},
+    "A": {"mixer": {"type": "attention", "heads": 4, "kv_heads": 2}},
+    "W": {"mixer": {"type": "sliding_window", "window": 4}, "mlp": {"type": "swiglu", "width": 96}},
+    "F": {"mlp": {"type": "relu2", "width": 50}},
+}
+
+
+def spec(**changes) -> ModelSpec:
+    return ModelSpec.from_dict({"d_model": 64, "vocab_size": 50, "pattern": "MA", "blocks": BLOCKS, **changes})
+
+
+def test_a_resolved_spec_says_everything_and_resolves_to_itself():
+    once = plan(spec(pattern="(M3A)2 W{window: 9}@x W@x - F <M|A>{mlp: gelu, combine: norm_mean}")).spec
+    assert once.blocks["A"]["mixer"]["head_dim"] == 16
+    assert once.blocks["A"]["mlp"] == {"type": "swiglu", "width": 192}
+    assert once.mlp == {"type": "swiglu", "width": 192}
+    assert once.blocks["F"]["mixer"] == "none"
+    assert plan(once).spec == once
+    assert plan(ModelSpec.from_dict(once.to_dict())).spec == once
+    assert plan(once).layers == plan(spec(pattern=once.pattern)).layers
+
+
+def test_yaml_text_and_spec_are_one(tmp_path):
+    resolved = plan(spec()).spec
+    (tmp_path / "model.yaml").write_text(resolved.to_yaml())
+    assert ModelSpec.read(tmp_path / "model.yaml") == resolved
+
+
+def test_layers_are_what_the_pattern_says():
+    layers = plan(spec(pattern="M A{kv_heads: 1} <M|A>{mlp: none} - F W{mlp: none}")).layers
+    assert [[part.type for part in layer.mixers] for layer in layers] == [
+        ["mamba2"],
+        ["attention"],
+        ["mamba2", "attention"],
+        [],
+        [],
+        ["sliding_window"],
+    ]
+    assert [layer.mlp and layer.mlp.type for layer in layers] == ["gelu", "swiglu", None, "swiglu", "relu2", None]
+    assert layers[1].mixers[0].config.kv_heads == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rope", "expected"),
+    [("AW", None, True), ("AM", None, False), ("AM", True, True), ("A", False, False)],
+)
+def test_attention_has_positions_where_nothing_else_knows_the_order(pattern, rope, expected):
+    blocks = BLOCKS | {"A": {"mixer": {"type": "attention", "rope": rope}}}
+    stack = plan(spec(pattern=pattern, blocks=blocks))
+    attention = next(part for layer in stack.layers for part in layer.mixers if part.type == "attention")
+    assert attention.config.rope is expected
+    assert stack.spec.blocks["A"]["mixer"]["rope"] is expected
+
+
+def test_the_default_alphabet_needs_no_blocks():
+    stack = plan(ModelSpec(d_model=64, vocab_size=50, pattern="AWSMm"))
+    assert [layer.mixers[0].type for layer in stack.layers] == ["attention", "sliding_window", "s4", "mamba2", "mamba"]
+
+
+def test_a_foreign_notation_is_read_only_when_asked_for():
+    foreign = plan(ModelSpec(d_model=64, vocab_size=50, pattern="M-M*-", notation="megatron"))
+    types = [layer.mixers[0].type if layer.mixers else layer.mlp.type for layer in foreign.layers]
+    assert types == ["mamba2", "swiglu", "mamba2", "attention", "swiglu"]
+    assert all(layer.mlp is None for layer in foreign.layers if layer.mixers)
+    assert foreign.spec.notation is None
+    assert plan(foreign.spec).layers == foreign.layers
+    with pytest.raises(PatternError):
+        plan(ModelSpec(d_model=64, vocab_size=50, pattern="M-M*-"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pattern": "(M3X)2"}, r"unknown block 'X'; defined here: "),
+        ({"d_model": True}, "d_model: True is not an integer"),
+        ({"d_model": 64.0}, "d_model: 64.0 is not an integer"),
+        ({"d_model": 10**9}, "d_model: 1000000000 is out of range"),
+        ({"d_model": float("nan")}, "d_model: nan"),
+        ({"d_model": -64}, "d_model: -64 is out of range"),
+        ({"vocab": 3}, r"vocab: unknown field; did you mean vocab_size\?"),
+        ({"vocab_size": 0}, "vocab_size: 0"),
+        ({"dropout": float("inf")}, "dropout: inf"),
+        ({"norm": "rms"}, "norm: 'rms'; it must be one of rmsnorm, layernorm"),
+        ({"tie_embeddings": "yes"}, "tie_embeddings: 'yes'; it must be true or false"),
+        ({"blocks": 3}, "blocks: 3"),
+        ({"pattern": 7}, "pattern: 7"),
+        ({"mlp": "swiglu2"}, "mlp.type: unknown mlp 'swiglu2'"),
+        ({"mlp": "none", "pattern": "M-"}, "'-' is an MLP alone"),
+        ({"notation": "nemo"}, "notation"),
+        ({"blocks": {"M": {"mixer": {"type": "mamba2", "d_stat": 3}}, "A": BLOCKS["A"]}}, r"blocks\.M\.mixer\.d_stat: unknown field; did you mean d_state\?"),  # noqa: E501
+        ({"blocks": {"M": {"mixer": {"type": "torch.nn.Linear"}}, "A": BLOCKS["A"]}}, r"blocks\.M\.mixer\.type: unknown mixer"),  # noqa: E501
+        ({"blocks": {"M": {"mixer": {"d_state": 3}}, "A": BLOCKS["A"]}}, r"blocks\.M\.mixer"),
+        ({"blocks": {"M": {}, "A": BLOCKS["A"]}, "mlp": "none"}, r"blocks\.M: neither mixer nor mlp"),
+        ({"blocks": {"M": {"mixr": "mamba"}, "A": BLOCKS["A"]}}, r"blocks\.M\.mixr: unknown field; did you mean mixer"),
+        ({"blocks": {"A": {"mixer": {"type": "attention", "heads": 5}}, "M": BLOCKS["M"]}}, r"blocks\.A\.mixer\.heads: 5 does not divide d_model = 64; use 4 or 8"),  # noqa: E501
+        ({"blocks": {"A": {"mixer": {"type": "attention", "heads": 4, "kv_heads": 3}}, "M": BLOCKS["M"]}}, r"blocks\.A\.mixer\.kv_heads: 3"),  # noqa: E501
+        ({"blocks": {"A": {"mixer": {"type": "attention", "heads": "4"}}, "M": BLOCKS["M"]}}, r"heads: '4' is not an integer"),  # noqa: E501
+        ({"blocks": {"A": {"mixer": {"type": "attention", "head_dim": 7, "rope": True}}, "M": BLOCKS["M"]}}, "head_dim: 7 is odd"),  # noqa: E501
+        ({"pattern": "W{window: 0}"}, r"window: 0 is out of range"),
+        ({"pattern": "W{windw: 9}"}, r"windw: unknown field; did you mean window\?"),
+        ({"pattern": "<M|A>"}, "its members have different MLPs"),
+        ({"pattern": "<M|F>"}, "needs a mixer"),
+        ({"pattern": "<M|A>{mlp: none, combine: mean}"}, "combine: 'mean'"),
+        ({"pattern": "<M|A>{mlp: none, window: 3}"}, "window: unknown field"),
+        ({"pattern": "A{kv_heads: 1}@s A@s"}, "share the weights 's' but differ"),
+        ({"pattern": "A@s M@s"}, "share the weights 's' but differ"),
+        ({"pattern": "F{width: 3}"}, "no mixer"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_path_at_once(changes, message):
+    plan(spec())
+    start = time.perf_counter()
+    with pytest.raises((SpecError, PatternError), match=message):
+        plan(spec(**changes))
+    assert time.perf_counter() - start < 0.1
+
+
+@pytest.mark.parametrize("missing", ["d_model", "vocab_size", "pattern"])
+def test_what_a_model_needs_is_asked_for(missing):
+    given = {"d_model": 64, "vocab_size": 50, "pattern": "A"}
+    del given[missing]
+    with pytest.raises(SpecError, match=f"{missing}: missing"):
+        ModelSpec.from_dict(given)
+
+
+def test_defaults_are_legal_at_every_width():
+    for width in [*range(32, 200), 255, 257, 1000, 1031]:
+        plan(ModelSpec(d_model=width, vocab_size=50, pattern="AWSMm"))

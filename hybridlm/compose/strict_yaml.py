@@ -35,6 +35,7 @@ MAX_TARGET = 1_024  # characters of an interpolated text
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML has it: 20 times as fast
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)\}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class YamlError(SpecError):
@@ -205,6 +206,8 @@ class _Composer:
         return key
 
     def scalar(self, event: yaml.ScalarEvent) -> Any:
+        if _SURROGATE.search(event.value):  # PyYAML without libyaml lets "\ud800" through
+            self.fail("half of a surrogate pair is no text", event)
         if event.style:  # quoted, or a block scalar
             return event.value
         for _, pattern, construct in _SCALARS:

@@ -137,10 +137,12 @@ def _compact(items: tuple[Block, ...]) -> tuple[Item, ...]:
         periods = range(1, min((len(items) - at) // 2, MAX_PERIOD) + 1)
         counts = {period: _repeats(items, at, period) for period in periods if items[at] == items[at + period]}
         period = max((p for p in counts if counts[p] > 1), key=lambda p: p * counts[p], default=1)
-        count = counts.get(period, 1)
-        unit = items[at : at + period]
-        result += unit if count == 1 else [Repeat(items=_compact(unit), count=count)]
-        at += count * period
+        count, unit = counts.get(period, 1), items[at : at + period]
+        repeat = Repeat(items=_compact(unit), count=count) if count > 1 else None
+        if repeat is None or len(str(repeat)) > count * len(_text(unit)):  # (MA)2 is longer than MAMA
+            count, unit = 1, items[at : at + 1]
+        result += unit if count == 1 else [repeat]
+        at += count * len(unit)
     return tuple(result)
 
 

@@ -99,6 +99,7 @@ def test_text_and_tree_round_trip(pattern):
         ("MA", "MA"),
         ("MMMM", "M4"),
         ("MAMAMAMM", "(MA)3M2"),
+        ("MAMA", "MAMA"),
         ("MMAMMAMMM", "(M2A)2M3"),
         ("M-M-M-MAM-M-M-MA", "((M-)3MA)2"),
         (["ssm", "ssm", "A"], "[ssm]2A"),

@@ -82,7 +82,8 @@ class TextData(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the token bins unless the cache holds them. Runs in one process of each machine."""
-        rank_zero_info(f"data: {self._open().summary()}")
+        if self._bins is None:
+            rank_zero_info(f"data: {self._open().summary()}")
 
     def setup(self, stage: str | None = None) -> None:
         """Open the bins and check that each split fills a window."""

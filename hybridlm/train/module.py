@@ -1,0 +1,185 @@
+"""LitHybridLM: a hybrid language model as a LightningModule. The model computes its loss; this file only trains it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from hybridlm.compose.build import build
+from hybridlm.errors import CheckpointError, DataError, SpecError
+from hybridlm.train.data import IGNORED, Batch, TextData
+from hybridlm.train.metrics import TokenScore, bits_per_byte
+from hybridlm.train.optim import Schedule, adamw, capped_schedule, schedule_factor
+
+
+class LitHybridLM(pl.LightningModule):
+    """Trains the model of a spec with AdamW.
+
+    Args:
+        spec: path of a model's YAML file; see configs/models.
+        lr: peak learning rate.
+        weight_decay: of matrices; norms, biases, embeddings and state-space parameters do not decay.
+        betas: of AdamW.
+        schedule: "cosine", "wsd" (warm-up, stable, decay) or "constant".
+        warmup: steps of linear warm-up, at most a tenth of the run.
+        decay: share of the run in which wsd falls.
+        final_lr: where the schedule ends, as a share of lr.
+        seed: of the initial weights.
+
+    A batch is what TextData gives. Raises SpecError (spec, settings), DataError (token ids outside the vocabulary) and
+    CheckpointError (a checkpoint of another spec, with every difference at once).
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        schedule: Schedule = "cosine",
+        warmup: int = 100,
+        decay: float = 0.2,
+        final_lr: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check(lr=lr, weight_decay=weight_decay, warmup=warmup, decay=decay, final_lr=final_lr)
+        self.spec_path = spec
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.schedule = partial(schedule_factor, schedule=schedule, warmup=warmup, decay=decay, final=final_lr)
+        self.model = build(spec, seed=seed)
+        self.score = TokenScore()
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the vocabulary, before anything is read."""
+        data = self.trainer.datamodule
+        vocab = self.model.spec.vocab_size
+        if isinstance(data, TextData) and data.vocab_size > vocab:
+            raise DataError(
+                f"the tokenizer makes ids up to {data.vocab_size - 1}, but {self.spec_path} has vocab_size {vocab}; "
+                f"set vocab_size: {data.vocab_size} there, or choose another data.tokenizer"
+            )
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Of the data, if it says so."""
+        data = self.trainer.datamodule
+        return data.bytes_per_token if isinstance(data, TextData) else None
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean NLL in nats over the batch's targets."""
+        return self.model(batch["ids"], segment_ids=batch.get("segment_ids"), targets=batch["targets"]).loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One micro-batch. Logs train_loss, train_bpb and lr."""
+        loss = self.loss(batch)
+        self.log("train_loss", loss.detach(), prog_bar=True)
+        if self.bytes_per_token is not None:
+            self.log("train_bpb", bits_per_byte(loss.detach(), self.bytes_per_token), prog_bar=True)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds to the token-weighted score."""
+        self.score.update(self.loss(batch), batch["targets"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs val_loss, val_ppl and val_bpb."""
+        self._log_score("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As validation_step."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs test_loss, test_ppl and test_bpb."""
+        self._log_score("test")
+
+    def _log_score(self, stage: str) -> None:
+        loss = self.score.compute().float()  # sums every device's tokens
+        self.score.reset()
+        self.log(f"{stage}_loss", loss)
+        self.log(f"{stage}_ppl", loss.exp())
+        if self.bytes_per_token is not None:
+            self.log(f"{stage}_bpb", bits_per_byte(loss, self.bytes_per_token))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(b, t) NLL in nats of each target; 0 where there is none."""
+        logits = self.model(batch["ids"], segment_ids=batch.get("segment_ids")).logits
+        return torch.nn.functional.cross_entropy(
+            logits.float().mT, batch["targets"], ignore_index=IGNORED, reduction="none"
+        )
+
+    def configure_optimizers(self) -> dict:
+        """AdamW and its schedule, which counts optimiser steps."""
+        total = self.trainer.max_steps
+        if total < 1:
+            raise SpecError("trainer.max_steps: training is counted in steps; set it, for example to 2000")
+        optimizer = adamw(self.model, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        scheduler = capped_schedule(optimizer, partial(self.schedule, total=total), self.lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """The resolved spec goes into every checkpoint."""
+        checkpoint["spec"] = self.model.spec.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse a checkpoint of another model, naming every difference."""
+        differences = [
+            *_differences(_meaning(checkpoint.get("spec", {})), _meaning(self.model.spec.to_dict())),
+            *_differences(_shapes(checkpoint["state_dict"]), _shapes(self.state_dict())),
+        ]
+        if differences:
+            listed = "\n  ".join(differences)
+            raise CheckpointError(f"the checkpoint is of another model than {self.spec_path}:\n  {listed}")
+
+
+def _meaning(spec: dict) -> dict[str, object]:
+    """What decides the meaning of weights: dropout may change from one part of a run to the next."""
+    return _flat({key: value for key, value in spec.items() if key != "dropout"})
+
+
+def _flat(value: object, path: str = "") -> dict[str, object]:
+    """Nested dicts and lists -> {"a.b.0": leaf}."""
+    if isinstance(value, dict) and value:
+        items = [(str(key), entry) for key, entry in value.items()]
+    elif isinstance(value, (list, tuple)) and value:
+        items = [(str(index), entry) for index, entry in enumerate(value)]
+    else:
+        return {path: value}
+    flat: dict[str, object] = {}
+    for key, entry in items:
+        flat.update(_flat(entry, f"{path}.{key}" if path else key))
+    return flat
+
+
+def _shapes(state_dict: dict) -> dict[str, object]:
+    return {name: tuple(t.shape) for name, t in state_dict.items() if isinstance(t, Tensor)}
+
+
+def _differences(theirs: dict[str, object], ours: dict[str, object]) -> list[str]:
+    def say(entries: dict[str, object], key: str) -> str:
+        return repr(entries[key]) if key in entries else "absent"
+
+    keys = dict.fromkeys([*theirs, *ours])
+    return [
+        f"{key}: {say(theirs, key)} in the checkpoint, {say(ours, key)} here"
+        for key in keys
+        if key not in theirs or key not in ours or theirs[key] != ours[key]
+    ]
+
+
+def _check(*, lr: float, weight_decay: float, warmup: int, decay: float, final_lr: float) -> None:
+    rules = {
+        "lr": (lr, 0 < lr < 10, "between 0 and 10"),
+        "weight_decay": (weight_decay, 0 <= weight_decay < 10, "0 or more, below 10"),
+        "warmup": (warmup, warmup >= 0, "0 or more"),
+        "decay": (decay, 0 < decay <= 1, "a share of the run, above 0 and at most 1"),
+        "final_lr": (final_lr, 0 <= final_lr <= 1, "a share of lr, from 0 to 1"),
+    }
+    for name, (value, legal, rule) in rules.items():
+        if not legal:
+            raise SpecError(f"model.{name}: {value!r}; it must be {rule}")

@@ -46,14 +46,14 @@ def test_every_decision_is_listed():
 USE = """
 import hybridlm as hl, torch
 from hybridlm.registry import mixers
-from hybridlm.testing import check_mixer
+from hybridlm.testing import assert_laws
 
 listed = {line.name: line for line in mixers.listing()}
 assert listed["gated_conv"].error is None and "my-package" in listed["gated_conv"].source
 model = hl.build("model.yaml")
 logits = model(torch.randint(256, (2, 5))).logits
 assert logits.shape == (2, 5, 256)
-check_mixer("gated_conv")
+assert_laws("gated_conv")
 """
 
 

@@ -189,7 +189,7 @@ def test_read(tmp_path):
     [
         (b"", "empty"),
         (b"\x89PNG\r\n\x1a\n\xff", "not UTF-8 text"),
-        (b"a: " + b"1" * MAX_BYTES, "more than"),
+        (b"a: '" + "é".encode() * MAX_BYTES, "more than"),
         (b"a: \x07", "#x0007"),
     ],
 )
@@ -296,6 +296,10 @@ def test_dump_is_readable():
         "rate: '1e-3'\n"
         "none: null\n"
     )
+
+
+def test_dump_of_a_flat_mapping():
+    assert dump({"d_model": 64, "vocab_size": 256}) == "d_model: 64\nvocab_size: 256\n"
 
 
 def test_dump_shares_nothing():

@@ -95,6 +95,7 @@ class Heads(Mixer):
         self.q_norm = RMSNorm(c.head_dim, eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, eps) if c.qk_norm else nn.Identity()
         self.o_proj = nn.Linear(c.heads * c.head_dim, d_model, bias=False)
+        self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:
         """Projections as every linear layer; norms at 1."""

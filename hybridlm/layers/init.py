@@ -42,13 +42,15 @@ def fill(parameter: Tensor, values: Tensor) -> None:
 
 
 def normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
-    """N(0, std^2)."""
-    fill(parameter, std * torch.randn(parameter.shape, generator=generator))
+    """N(0, std^2). On the meta device nothing is drawn."""
+    if not parameter.is_meta:
+        fill(parameter, std * torch.randn(parameter.shape, generator=generator, device="cpu"))
 
 
 def uniform(parameter: Tensor, low: float, high: float, generator: torch.Generator) -> None:
-    """U(low, high)."""
-    fill(parameter, low + (high - low) * torch.rand(parameter.shape, generator=generator))
+    """U(low, high). On the meta device nothing is drawn."""
+    if not parameter.is_meta:
+        fill(parameter, low + (high - low) * torch.rand(parameter.shape, generator=generator, device="cpu"))
 
 
 def linear(layer: nn.Linear, streams: Streams, name: str) -> None:
@@ -61,7 +63,7 @@ def linear(layer: nn.Linear, streams: Streams, name: str) -> None:
 def log_uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
     """exp U(log low, log high), float64."""
     span = math.log(high) - math.log(low)
-    return torch.exp(math.log(low) + span * torch.rand(shape, generator=generator, dtype=torch.float64))
+    return torch.exp(math.log(low) + span * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu"))
 
 
 def inverse_softplus(x: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ class GatedConfig:
     width: int | None = None
 
     def resolve(self, d_model: int) -> "GatedConfig":
-        return replace(self, width=whole("width", self.width or -(-8 * d_model // 192) * 64))
+        width = -(-8 * d_model // 192) * 64 if self.width is None else self.width
+        return replace(self, width=whole("width", width))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class PlainConfig:
     width: int | None = None
 
     def resolve(self, d_model: int) -> "PlainConfig":
-        return replace(self, width=whole("width", self.width or 4 * d_model))
+        return replace(self, width=whole("width", 4 * d_model if self.width is None else self.width))
 
 
 class MLP(nn.Module):
@@ -42,13 +43,16 @@ class MLP(nn.Module):
 
     Config: ClassVar[type]
     residual_projections: ClassVar[tuple[str, ...]] = ("down_proj",)
-    matrices: ClassVar[int] = 2
+    gated: ClassVar[bool] = False
 
     def __init__(self, config, d_model: int):
         super().__init__()
         self.config = config.resolve(d_model)
+        if self.gated:
+            self.gate_proj = nn.Linear(d_model, self.config.width, bias=False)
         self.up_proj = nn.Linear(d_model, self.config.width, bias=False)
         self.down_proj = nn.Linear(self.config.width, d_model, bias=False)
+        self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:
         """Initial values of every projection."""
@@ -62,7 +66,7 @@ class MLP(nn.Module):
     @classmethod
     def cost(cls, config, d_model: int) -> Cost:
         """Its cost, from a resolved config alone."""
-        size = cls.matrices * d_model * config.width
+        size = (3 if cls.gated else 2) * d_model * config.width
         return Cost(size, lambda tokens, past: linear(tokens, size, 1))
 
 
@@ -70,11 +74,7 @@ class SwiGLU(MLP):
     """silu(x G) * (x U), projected back. Shazeer 2020, eq. 6."""
 
     Config = GatedConfig
-    matrices = 3
-
-    def __init__(self, config: GatedConfig, d_model: int):
-        super().__init__(config, d_model)
-        self.gate_proj = nn.Linear(d_model, self.config.width, bias=False)
+    gated = True
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,79 @@
+"""Run the laws on a mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from hybridlm.errors import SpecError, did_you_mean
+from hybridlm.layers.mixer import Mixer
+from hybridlm.testing.laws import LAWS, Law
+from hybridlm.testing.result import Result
+from hybridlm.testing.subject import Paper, Solo, Subject
+
+MAY_REFUSE = ("C9",)
+"""Laws that a mixer may answer with UnsupportedError: no recurrence can be rolled back."""
+
+
+def check_mixer(
+    name: str | type[Mixer],
+    backend: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    *,
+    laws: Iterable[str] | None = None,
+    config: Any = None,
+    d_model: int = 32,
+    tokens: int = 70,
+    device: torch.device | str = "cpu",
+    oracle: Paper | None = None,
+) -> list[Result]:
+    """Hold one mixer to the laws. What goes wrong becomes a Result; only bad arguments raise.
+
+    name:    a registered name, or a Mixer class.
+    laws:    numbers such as ["C2", "C5"]; all by default.
+    config:  an instance of its Config or a mapping of its fields; by default small sizes, so that every window and
+             chunk ends inside the `tokens` of the scene.
+    oracle:  (mixer in float64, x (t, d)) -> (y (t, d), {state field: tensor}), written from the paper; C1 then holds
+             the mixer's own step by step run to it.
+    """
+    solo = Solo(name, config=config, d_model=d_model, dtype=dtype, backend=backend, tokens=tokens, device=device, paper=oracle)
+    return prove(solo, laws)
+
+
+def prove(subject: Subject, laws: Iterable[str] | None = None) -> list[Result]:
+    """The results of the given laws, or of all that speak of such a subject."""
+    return [result for entry in chosen(laws) if entry.speaks_of(subject) for result in entry.check(subject)]
+
+
+def chosen(laws: Iterable[str] | None) -> list[Law]:
+    """Laws by number, in the order of the numbers; SpecError for one that does not exist."""
+    wanted = set(LAWS if laws is None else laws)
+    for number in wanted - set(LAWS):
+        raise SpecError(f"unknown law {number!r}; one of {', '.join(numbers())}.{did_you_mean(number, LAWS)}")
+    return [LAWS[number] for number in numbers() if number in wanted]
+
+
+def numbers() -> list[str]:
+    """C1, C2, ... in order."""
+    return sorted(LAWS, key=lambda number: int(number[1:]))
+
+
+def violations(results: Iterable[Result], may_refuse: Iterable[str] = MAY_REFUSE) -> list[Result]:
+    """The failed ones, and those refused that may not be."""
+    return [r for r in results if r.verdict == "failed" or (r.verdict == "refused" and r.law not in may_refuse)]
+
+
+def assert_laws(name: str | type[Mixer], backend: str = "auto", dtype: torch.dtype = torch.float32, **options: Any) -> None:
+    """`check_mixer` for a test: AssertionError with the broken cases. Options as there."""
+    require(check_mixer(name, backend, dtype, **options))
+
+
+def require(results: Iterable[Result]) -> None:
+    """AssertionError that lists every violation."""
+    bad = violations(results)
+    if bad:
+        lines = [f"{r.law} {r.case}: error {r.error:.2e}, worst {r.worst:.2e}, limit {r.limit:.2e} {r.detail}" for r in bad]
+        more = [f"... and {len(lines) - 40} more"] if len(lines) > 40 else []
+        raise AssertionError(f"{len(bad)} cases break a law:\n  " + "\n  ".join(lines[:40] + more))

@@ -1,0 +1,244 @@
+"""Training: gradients, extremes, first values, decay, weights that change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from hybridlm.layers.init import Streams
+from hybridlm.testing.gradients import filled, gradients, weighted
+from hybridlm.testing.knobs import LOG_RATES, UNDECAYED, called, set_rate, set_step, step_sizes
+from hybridlm.testing.laws.law import law
+from hybridlm.testing.result import Result, broken, holds, measured, same
+from hybridlm.testing.script import Call
+from hybridlm.testing.subject import Solo, Subject, memory
+
+
+@law("C14", "gradients: by finite differences in float64, and close to them in every dtype", models=False)
+def gradient(s: Solo) -> Iterator[Result]:
+    with torch.enable_grad():
+        if s.dtype == torch.float64:
+            yield from finite_differences(s)
+        yield from close_to_float64(s)
+        yield from strided(s)
+
+
+def cases(s: Subject, b: int = 2, t: int = 19) -> dict[str, Call]:
+    """Plain, padded, packed, both, one token."""
+    plain = Call.piece(range(b), 0, t)
+    mask = torch.rand(b, t, generator=torch.Generator().manual_seed(14)) < 0.7
+    packed = Call.packed([[(0, 0, 5, 0), (1, 0, 1, 3), (2, 0, 9, 4), (0, 0, 4, 5)], [(1, 0, 7, 2), (2, 0, 12, 8)]])
+    wide = torch.rand(b, t + 4, generator=torch.Generator().manual_seed(15)).argsort(dim=1) < t
+    return {
+        "plain": plain,
+        "padded": Call.padded(mask),
+        "packed": packed,
+        "packed and padded": packed.among(wide),
+        "one token": Call.piece(range(b), 0, 1),
+    }
+
+
+def through_state(s: Subject, call: Call) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+    """A call as a function of x and of the state it begins with -> (valid outputs, tensors of the next state).
+
+    The state holds 6 tokens, so that nothing in it is zero.
+    """
+    with torch.no_grad():
+        begun = s.run(s.draw(len(call.rows), 6, 16), s.init_state(len(call.rows), 64))[1]
+    valid, ids = (None if given is None else given.to(s.device) for given in (call.valid, call.ids))
+
+    def function(x: Tensor, *held: Tensor) -> tuple[Tensor, ...]:
+        y, after = s.run(x, filled(begun, list(held)), valid, ids)
+        return call.seen(y), *memory(after).values()
+
+    start = [call.inputs(s), *(tensor.clone() for tensor in memory(begun).values())]
+    return function, [tensor.detach().requires_grad_() for tensor in start]
+
+
+def finite_differences(s: Subject) -> Iterator[Result]:
+    """gradcheck in x, every tensor of the state, and every parameter (which it perturbs in place)."""
+    for case, call in cases(s).items():
+        function, start = through_state(s, call)
+        parameters = list(s.module.parameters())
+
+        def outputs(*tensors: Tensor, function=function, n=len(start)) -> tuple[Tensor, ...]:
+            return function(*tensors[:n])
+
+        try:
+            torch.autograd.gradcheck(outputs, (*start, *parameters), fast_mode=True, atol=1e-4, rtol=1e-3)
+            yield holds(f"gradcheck, {case}", True)
+        except RuntimeError as error:
+            yield broken(f"gradcheck, {case}", " ".join(str(error).split())[:300])
+
+
+def close_to_float64(s: Subject) -> Iterator[Result]:
+    """Every gradient against float64: of one call from a state, and of a whole row in two calls against one call."""
+    twin = s.twin(torch.float64, "reference")
+    twin.scene = s.scene.double()
+    for case, call in cases(s).items():
+        limit = 4 * s.allowed(call.pick)
+        found = [from_state(subject, call) for subject in (s, twin)]
+        yield from compare(f"{case}, from a state", found[0], found[1], limit)
+    whole = Call.piece(range(s.rows), 0, s.tokens)
+    found = [in_pieces(subject, cuts) for subject, cuts in ((s, [0.5, 0.6]), (s, []), (twin, []))]
+    for case, got in zip(("in three calls", "in one call"), found, strict=False):
+        yield from compare(case, got, found[-1], 4 * s.allowed(whole.pick))
+
+
+def from_state(s: Subject, call: Call) -> dict[str, Tensor]:
+    """Gradients of outputs and of the next state, with respect to x, the state and the parameters."""
+    function, start = through_state(s, call)
+    named = {f"input {i}": tensor for i, tensor in enumerate(start)}
+
+    def outputs() -> Tensor:
+        return torch.cat([tensor.double().flatten() for tensor in function(*start)])
+
+    return gradients(s, outputs, weighted(s, outputs()), **named)
+
+
+def in_pieces(s: Subject, cuts: list[float]) -> dict[str, Tensor]:
+    """Gradients of a whole row, cut into calls at these fractions: they flow back through the state."""
+    x = s.scene.detach().clone().requires_grad_()
+    ends = [0, *(int(cut * s.tokens) for cut in cuts), s.tokens]
+
+    def outputs() -> Tensor:
+        state, ys = s.init_state(s.rows), []
+        for start, stop in zip(ends[:-1], ends[1:], strict=True):
+            y, state = s.run(x[:, start:stop], state)
+            ys.append(y)
+        return torch.cat(ys, dim=1)
+
+    return gradients(s, outputs, weighted(s, outputs()), x=x)
+
+
+def compare(case: str, got: dict[str, Tensor], want: dict[str, Tensor], limit: float) -> Iterator[Result]:
+    for name, reference in want.items():
+        if reference.any():
+            yield measured(f"{case}: {name}", got[name][None], reference[None], limit)
+        else:
+            yield holds(f"{case}: {name}", not got[name].any(), "a gradient where there is none")
+
+
+def strided(s: Subject) -> Iterator[Result]:
+    """Inputs and incoming gradients that do not lie in memory in order."""
+    x = s.scene.detach()
+    weights = weighted(s, s.truth.y).to(s.dtype)
+    layouts = {
+        "as it is": lambda tensor: tensor,
+        "transposed": lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1),
+        "channels first": lambda tensor: tensor.mT.contiguous().mT,
+        "sliced": lambda tensor: torch.stack([tensor, -tensor], dim=-1)[..., 0],
+    }
+    found = {}
+    for name, layout in layouts.items():
+        leaf = layout(x).requires_grad_()
+        y, _ = s.run(leaf, s.init_state(s.rows))
+        found[name] = torch.autograd.grad(y, leaf, layout(weights))[0]
+        yield s.agrees(f"{name} input", y, lambda trace: trace.y)
+        yield measured(f"{name} gradient", found[name].flatten(0, 1), found["as it is"].flatten(0, 1), 4 * s.coarse)
+    row = x[:1].expand(3, -1, -1)
+    yield s.agrees("expanded input", s.run(row, s.init_state(3))[0], lambda trace: trace.y[:1].expand(3, -1, -1))
+
+
+@law("C16", "extreme inputs and step sizes: everything stays finite", models=False)
+def extremes(s: Solo) -> Iterator[Result]:
+    loud = 1e2 if s.dtype == torch.float16 else 1e4
+    yield from finite(s, f"|x| = {loud:g}", loud * s.scene)
+    yield from finite(s, "x = 0", 0 * s.scene)
+    for case, dt, rate in (("dt -> 0", 1e-8, 1.0), ("dt = 0", 0.0, 1.0), ("dt A = -1000", 10.0, 100.0), ("dt A -> 0", 1e-6, 1e-4)):
+        twin = s.twin()
+        if set_step(twin.module, dt) and set_rate(twin.module, rate):
+            yield from finite(twin, case, s.scene)
+
+
+def finite(s: Subject, case: str, x: Tensor) -> Iterator[Result]:
+    """Outputs, next state and gradients of x and of every parameter, in one call and from a state."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        y, state = s.run(x[:, :40], s.init_state(s.rows))
+        z, state = s.run(x[:, 40:], state)
+        found = gradients(s, lambda: torch.cat([y, z], dim=1), torch.ones_like(s.truth.y), x=x)
+    tensors = {"y": y, "z": z} | memory(state) | {f"gradient of {name}": tensor for name, tensor in found.items()}
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    yield holds(case, not bad, f"not finite: {', '.join(bad)}")
+
+
+@law("C17", "first values: the same on every way to them, and of the size they should be", models=False)
+def first_values(s: Solo) -> Iterator[Result]:
+    direct = s.build()
+    with torch.device("meta"):
+        later = s.mixer(s.config, s.width)
+    later.to_empty(device="cpu")
+    for tensor in later.state_dict().values():
+        tensor.fill_(torch.nan)
+    later.reset_parameters(Streams(3))
+    for name, tensor in direct.state_dict().items():
+        yield same(f"meta -> to_empty -> reset_parameters: {name}", later.state_dict()[name], tensor)
+        yield holds(f"{name} is finite", bool(tensor.isfinite().all()), "not finite")
+    later.reset_parameters(Streams(4))
+    matrices = [name for name, tensor in direct.named_parameters() if name.endswith("_proj.weight")]
+    for name in matrices:
+        yield holds(f"{name} depends on the seed", not torch.equal(later.state_dict()[name], direct.state_dict()[name]), "same values")
+    yield from reasonable(s, direct)
+
+
+def reasonable(s: Solo, mixer: torch.nn.Module) -> Iterator[Result]:
+    """dt between 1e-4 and 0.2, -A at least 0.01, and outputs neither silent nor loud."""
+    for name, dt in step_sizes(mixer):
+        fine = dt.min() >= 0.99e-4 and dt.max() <= 0.2
+        yield holds(f"dt of {name}", bool(fine), f"from {dt.min():.1e} to {dt.max():.1e}; it should lie in 1e-4 .. 0.2")
+    for name, parameter in mixer.named_parameters():
+        if called(name, LOG_RATES):
+            rate = parameter.detach().double().exp()
+            yield holds(f"-A of {name}", bool(rate.min() >= 0.01), f"as small as {rate.min():.1e}")
+    twin = s.twin()
+    twin.module.load_state_dict(mixer.state_dict())
+    loud = twin.run(s.draw(8, 64, 17))[0].double().square().mean().sqrt().item()
+    yield holds("RMS of the outputs", 1e-3 <= loud <= 10, f"{loud:.1e} for inputs of RMS 1; it should lie in 1e-3 .. 10")
+
+
+@law("C19", "every parameter that must not be decayed says so", models=False)
+def optimiser_groups(s: Solo) -> Iterator[Result]:
+    parameters, groups = dict(s.module.named_parameters()), s.mixer.param_groups
+    for name, group in groups.items():
+        yield holds(f"param_groups {name}", name in parameters, "no such parameter")
+        unknown = set(group) - {"weight_decay", "lr_max"}
+        yield holds(f"param_groups {name}: settings", not unknown, f"unknown: {', '.join(sorted(unknown))}")
+    for name in parameters:
+        if called(name, UNDECAYED):
+            yield holds(name, groups.get(name, {}).get("weight_decay") == 0, "not in param_groups with weight_decay 0")
+    for name in s.mixer.residual_projections:
+        yield holds(f"residual_projections {name}", f"{name}.weight" in parameters, "no such projection")
+
+
+@law("C22", "weights that change are heard at once", models=False)
+def staleness(s: Solo) -> Iterator[Result]:
+    used, x = s.twin(), s.scene
+    for _ in range(2):
+        used.run(x)
+        used.run(x[:, :1], used.run(x, used.init_state(s.rows))[1])
+    other = {name: 0.7 * tensor for name, tensor in s.module.state_dict().items()}
+    fresh = s.twin()
+    fresh.module.load_state_dict(other)
+    changes = {"in place": in_place, "through .data": through_data, "load_state_dict": torch.nn.Module.load_state_dict}
+    for case, change in changes.items():
+        used.module.load_state_dict(s.module.state_dict())
+        used.run(x)
+        used.run(x[:, :1], used.init_state(s.rows))
+        change(used.module, other)
+        yield same(case, used.run(x)[0], fresh.run(x)[0])
+        yield same(f"{case}, with a state", used.run(x, used.init_state(s.rows))[0], fresh.run(x, fresh.init_state(s.rows))[0])
+        one = [subject.run(x[:, :1], subject.init_state(s.rows))[0] for subject in (used, fresh)]
+        yield same(f"{case}, one token", *one)
+
+
+def in_place(module: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def through_data(module: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.data = weights[name].clone()

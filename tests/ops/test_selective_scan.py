@@ -1,0 +1,223 @@
+"""The selective scan against a loop over rows and tokens in numpy, written from eq. 2 of the paper."""
+
+import numpy as np
+import pytest
+import torch
+
+from hybridlm.errors import SpecError
+from hybridlm.ops.selective_scan import reference, selective_scan
+
+LENGTHS = [1, 2, 15, 16, 17, 63, 64, 65, 130]
+LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+
+def oracle(x, dt, A, B, C, D, state=None, document=None):
+    """One row, one token at a time, float64."""
+    x, dt, A, B, C, D = (v.detach().double().numpy() for v in (x, dt, A, B, C, D))
+    h = np.zeros((len(x), *A.shape)) if state is None else state.detach().double().numpy().copy()
+    y = np.zeros_like(x)
+    for row in range(len(x)):
+        current = 0
+        for t in range(x.shape[1]):
+            if document is not None and int(document[row, t]) != current:
+                current, h[row] = int(document[row, t]), 0
+            h[row] = np.exp(dt[row, t][:, None] * A) * h[row] + np.outer(dt[row, t] * x[row, t], B[row, t])
+            y[row, t] = h[row] @ C[row, t] + D * x[row, t]
+    return torch.from_numpy(y), torch.from_numpy(h)
+
+
+def inputs(t, b=3, d=5, n=4, dtype=torch.float64):
+    x, B, C = torch.randn(b, t, d), torch.randn(b, t, n), torch.randn(b, t, n)
+    dt = torch.exp(torch.empty(b, t, d).uniform_(-7, 0))
+    A = -torch.arange(1, n + 1).expand(d, n) * torch.rand(d, 1)
+    return [v.to(dtype) for v in (x, dt, A, B, C, torch.randn(d))]
+
+
+def documents(b, t):
+    """Lengths 1, 2, 3, ..., the first row from the state's document, the second from a new one, the last undivided."""
+    bounds = torch.cumsum(torch.arange(1, t + 2), 0)
+    rows = torch.bucketize(torch.arange(t), bounds, right=True).repeat(b, 1)
+    rows[1] += 1
+    rows[-1] = 0
+    return rows
+
+
+def error(ours, true):
+    """RMS(err) / RMS(ref)."""
+    return ((ours.double() - true).norm() / true.norm()).item()
+
+
+@pytest.fixture(params=[None, 1], ids=["one block", "small blocks"])
+def block(request, monkeypatch):
+    """Sizes at which many blocks follow one another, and the shipped one."""
+    if request.param:
+        monkeypatch.setattr(reference, "BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("t", LENGTHS)
+def test_equals_the_recurrence(t, packed, dtype):
+    args = inputs(t, dtype=dtype)
+    state = torch.randn(3, 5, 4, dtype=dtype)
+    document = documents(3, t) if packed else None
+    y, h = selective_scan(*args, state=state, document=document)
+    true_y, true_h = oracle(*args, state, document)
+    assert error(y, true_y) < LIMIT[dtype]
+    assert error(h, true_h) < LIMIT[dtype]
+    assert (y.dtype, h.dtype) == (dtype, dtype)
+
+
+def test_without_a_state_it_starts_from_zero():
+    args = inputs(40)
+    for ours, true in zip(selective_scan(*args), oracle(*args), strict=True):
+        assert error(ours, true) < 1e-12
+
+
+def test_without_skip_weights():
+    x, dt, A, B, C, D = inputs(20)
+    assert torch.equal(selective_scan(x, dt, A, B, C, None)[0], selective_scan(x, dt, A, B, C, D * 0)[0])
+
+
+@pytest.mark.parametrize("cuts", [[1, 39], [16, 24], [17, 22, 1], [1, 2, 2, 3, 1, 31]])
+def test_split(cuts):
+    args, document = inputs(40), documents(3, 40)
+    whole, end = selective_scan(*args, state=torch.ones(3, 5, 4).double(), document=document)
+    h, pieces, seen = torch.ones(3, 5, 4).double(), [], torch.zeros(3, 1, dtype=torch.int64)
+    for part in torch.arange(40).split(cuts):
+        cut = [v[:, part] if v.ndim == 3 else v for v in args]
+        y, h = selective_scan(*cut, state=h, document=document[:, part] - seen)
+        pieces, seen = [*pieces, y], document[:, part[-1:]]
+    assert error(torch.cat(pieces, 1), whole) < 1e-12
+    assert error(h, end) < 1e-12
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("t", [1, 2, 9, 19])
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients(t, packed, monkeypatch):
+    monkeypatch.setattr(reference, "CHUNK", 4)
+    args = [*inputs(t, b=2, d=3, n=2), torch.randn(2, 3, 2).double()]
+    document = documents(2, t) if packed else None
+
+    def call(*args):
+        y, h = selective_scan(*args[:-1], state=args[-1], document=document)
+        return y.transpose(1, 2), h  # so that the gradient arrives in another layout
+
+    torch.autograd.gradcheck(call, [v.requires_grad_() for v in args], fast_mode=True)
+
+
+def test_float32_gradients_are_as_exact_as_the_outputs():
+    args = inputs(130, dtype=torch.float32)
+
+    def gradients(dtype):
+        leaves = [v.to(dtype).requires_grad_() for v in args]
+        y, h = selective_scan(*leaves)
+        return torch.autograd.grad(y.square().mean() + h.square().mean(), leaves)
+
+    for ours, true in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        assert error(ours, true) < 4 * LIMIT[torch.float32]
+
+
+def test_documents_pass_no_gradient():
+    args = [v.requires_grad_() for v in inputs(40)]
+    state = torch.randn(3, 5, 4).double().requires_grad_()
+    document = torch.full((3, 40), 1)
+    document[:, 20:] = 2
+    y, h = selective_scan(*args, state=state, document=document)
+    dx, dstate = torch.autograd.grad(y[:, 20:].sum() + h.sum(), [args[0], state])
+    assert torch.equal(dstate, torch.zeros_like(dstate))
+    assert torch.equal(dx[:, :20], torch.zeros_like(dx[:, :20]))
+    assert dx[:, 20:].abs().min() > 0
+
+
+@pytest.mark.parametrize("t", [1, 20])
+@pytest.mark.parametrize("mapped", range(6))
+def test_vmap(t, mapped):
+    """One argument, or all, with another axis in front: as in a stack of models that share data or weights."""
+    args, many = inputs(t, b=2), [torch.stack(pair) for pair in zip(inputs(t, b=2), inputs(t, b=2), strict=True)]
+    given = [many[i] if i == mapped else args[i] for i in range(6)]
+    dims = tuple(0 if i == mapped else None for i in range(6))
+
+    def loss(*args):
+        y, h = selective_scan(*args, document=documents(2, t))
+        return y.square().sum() + h.square().sum()
+
+    ours = torch.func.vmap(torch.func.grad(loss, argnums=tuple(range(6))), in_dims=dims)(*given)
+    for i in range(2):
+        alone = torch.func.grad(loss, argnums=tuple(range(6)))(
+            *(v[i] if k == mapped else v for k, v in enumerate(given))
+        )
+        for one, true in zip(ours, alone, strict=True):
+            torch.testing.assert_close(one[i], true, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("t", [1, 40])
+def test_step_zero_holds_the_state(t):
+    x, _, A, B, C, D = inputs(t, dtype=torch.float32)
+    state = torch.randn(3, 5, 4)
+    _, h = selective_scan(x, torch.zeros_like(x), A, B, C, D, state=state)
+    assert torch.equal(h, state)
+
+
+@pytest.mark.parametrize("t", [1, 40])
+def test_extremes_stay_finite(t):
+    """dt A = -1e3 on half of the tokens, -1e-6 on the others, |x| = 1e4."""
+    x, dt, A, B, C, D = inputs(t, dtype=torch.float32)
+    x, dt = 1e4 * x.sign(), torch.where(torch.rand_like(dt) < 0.5, 1e3, 1e-6)
+    leaves = [v.requires_grad_() for v in (x, dt, -torch.ones_like(A), B, C, D)]
+    y, h = selective_scan(*leaves)
+    grads = torch.autograd.grad(y.sum() + h.sum(), leaves)
+    assert all(v.isfinite().all() for v in (y, h, *grads))
+    assert error(y, oracle(*leaves)[0]) < LIMIT[torch.float32]
+
+
+def test_long_memory():
+    """A = -1, dt = 1e-3, 16k tokens."""
+    x, dt = torch.ones(1, 16384, 1), torch.full((1, 16384, 1), 1e-3)
+    _, h = selective_scan(x, dt, -torch.ones(1, 1), torch.ones(1, 16384, 1), torch.ones(1, 16384, 1), None)
+    decay = np.exp(np.float64(np.float32(1e-3)) * -1)
+    true = np.float64(np.float32(1e-3)) * (1 - decay**16384) / (1 - decay)
+    assert abs(h.item() / true - 1) < 1e-4
+
+
+def test_bf16_keeps_a_float32_state():
+    args = inputs(130, dtype=torch.bfloat16)
+    y, h = selective_scan(*args)
+    true_y, true_h = oracle(*args)
+    assert (y.dtype, h.dtype) == (torch.bfloat16, torch.float32)
+    assert error(y, true_y) < 2 * 1.66e-3
+    assert error(h, true_h) < LIMIT[torch.float32]
+
+
+@pytest.mark.parametrize("t", [1, 40])
+def test_autocast_changes_nothing(t):
+    args = inputs(t, dtype=torch.float32)
+    plain = selective_scan(*args)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = selective_scan(*args)
+    assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
+
+
+def test_strides_do_not_matter_and_inputs_stay():
+    args = inputs(40)
+    odd = [v.transpose(0, -1).contiguous().transpose(0, -1) for v in args]
+    before = [v.clone() for v in odd]
+    for one, other in zip(selective_scan(*odd), selective_scan(*args), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(one, other) for one, other in zip(odd, before, strict=True))
+
+
+def test_states_are_not_kept_for_every_token():
+    """What the backward pass holds on to grows as t d, not as t d n."""
+    x, dt, A, B, C, D = inputs(256, b=1, d=32, n=64, dtype=torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v.numel()) or v, lambda v: v):
+        selective_scan(x.requires_grad_(), dt, A, B, C, D)
+    assert max(kept) <= 256 * 32 * 64 // reference.CHUNK
+
+
+def test_unknown_backend():
+    with pytest.raises(SpecError, match="tritn"):
+        selective_scan(*inputs(2), backend="tritn")

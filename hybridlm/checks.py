@@ -55,11 +55,16 @@ def choice(field: str, value: object, allowed: Iterable[str]) -> str:
 def divides(field: str, value: int, total_field: str, total: int) -> None:
     """value divides total, or the error names the nearest values that do."""
     if total % value:
-        below = max((n for n in range(1, min(value, total)) if total % n == 0), default=1)
-        above = next((n for n in range(value + 1, total + 1) if total % n == 0), total)
-        raise SpecError(
-            f"{field}: {value} does not divide {total_field} = {total}; the nearest that do: {below}, {above}"
-        )
+        near = nearest_divisors(total, value)
+        raise SpecError(f"{field}: {value} does not divide {total_field} = {total}; use {near}")
+
+
+def nearest_divisors(total: int, value: int) -> str:
+    """The divisors of total next to value, as text: `2 or 4`, or the one that there is."""
+    low = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0]
+    divisors = sorted({*low, *(total // n for n in low)})
+    below, above = [n for n in divisors if n < value][-1:], [n for n in divisors if n > value][:1]
+    return " or ".join(map(str, below + above))
 
 
 def largest_divisor(total: int, limit: int) -> int:

@@ -24,6 +24,7 @@ from hybridlm.errors import SpecError, UnsupportedError
 from hybridlm.registry import Registry, mixers, mlps
 
 NONE = "none"
+RESERVED_LABELS = frozenset(dir(torch.nn.ModuleDict()))  # model.shared is one, and refuses these as keys
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _native(spec: ModelSpec) -> ModelSpec:
         if not isinstance(spec.pattern, str):
             raise SpecError(f'pattern: {spec.pattern!r}; it must be text such as "(M3A)2"')
         return spec
-    pattern, blocks = notation.read(spec.pattern, spec.notation)
+    pattern, blocks = notation.read(spec.pattern, spec.notation, spec.blocks)
     return replace(spec, pattern=pattern, blocks={**blocks, **spec.blocks}, notation=None)
 
 
@@ -262,6 +263,8 @@ def _check_shared(layers: tuple[LayerPlan, ...], d_model: int) -> None:
     """One label is one set of weights: the same parts everywhere, settings that change no shape apart."""
     first: dict[str, LayerPlan] = {}
     for layer in layers:
+        if layer.label in RESERVED_LABELS:
+            raise SpecError(f"pattern: {layer.name}: the label {layer.label!r} is a word of PyTorch's; choose another")
         other = first.setdefault(layer.label, layer) if layer.label else layer
         if layer != other and _weights(layer, d_model) != _weights(other, d_model):
             raise SpecError(

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybridlm.checks import flag, real, whole
+from hybridlm.checks import divides, flag, nearest_divisors, real, whole
 from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers import init
@@ -43,9 +43,7 @@ class HeadsConfig:
         """Every default filled in, every shape checked."""
         heads = whole("heads", _default_heads(d_model) if self.heads is None else self.heads)
         kv_heads = whole("kv_heads", heads if self.kv_heads is None else self.kv_heads)
-        if heads % kv_heads:
-            legal = [n for n in range(1, heads + 1) if heads % n == 0]
-            raise SpecError(f"kv_heads: {kv_heads} does not divide heads = {heads}; divisors are {legal}")
+        divides("kv_heads", kv_heads, "heads", heads)
         rope = flag("rope", True if self.rope is None else self.rope)
         head_dim = whole("head_dim", _default_head_dim(d_model, heads) if self.head_dim is None else self.head_dim)
         if rope and head_dim % 2:
@@ -73,11 +71,8 @@ def _default_heads(d_model: int) -> int:
 
 def _default_head_dim(d_model: int, heads: int) -> int:
     if d_model % heads and heads > 1:
-        below = max(h for h in range(1, heads) if d_model % h == 0)
-        above = next(h for h in range(heads, d_model + 1) if d_model % h == 0)
-        raise SpecError(
-            f"heads: {heads} does not divide d_model = {d_model}; use {below} or {above}, or give head_dim as well"
-        )
+        near = nearest_divisors(d_model, heads)
+        raise SpecError(f"heads: {heads} does not divide d_model = {d_model}; use {near}, or give head_dim as well")
     return max(1, d_model // heads - (d_model // heads % 2 if heads == 1 else 0))
 
 

@@ -6,6 +6,7 @@ An op offers one function a backend. `auto` takes the first offer, the others ta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,6 +49,16 @@ def devices() -> list[tuple[str, str]]:
         (f"cuda:{i}", f"{gpu.name}, {gpu.total_memory >> 30} GiB, compute capability {gpu.major}.{gpu.minor}")
         for i, gpu in enumerate(gpus)
     ]
+
+
+def memory(device: torch.device | str) -> int | None:
+    """Bytes of memory that the device has in all; None where that is not known."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
 
 
 def resolve(op: str, backend: str, offers: Mapping[str, Callable]) -> Callable:

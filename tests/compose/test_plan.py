@@ -116,6 +116,9 @@ def test_a_foreign_notation_is_read_only_when_asked_for():
         ({"pattern": "A{kv_heads: 1}@s A@s"}, "share the weights 's' but differ"),
         ({"pattern": "A@s M@s"}, "share the weights 's' but differ"),
         ({"pattern": "F{width: 3}"}, "no mixer"),
+        ({"pattern": "A@keys A@keys"}, "the label 'keys' is a word of PyTorch's"),
+        ({"blocks": {"A": {"mixer": {"type": "attention", "heads": 1 << 24, "kv_heads": 3}}, "M": BLOCKS["M"]}}, "kv_heads: 3 does not divide heads = 16777216; use 2 or 4"),  # noqa: E501
+        ({"blocks": {"A": {"mixer": {"type": "attention", "heads": (1 << 24) - 3, "head_dim": 2, "kv_heads": 7}}, "M": BLOCKS["M"]}}, "kv_heads: 7 does not divide"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_path_at_once(changes, message):

@@ -1,0 +1,105 @@
+"""Norms, rotary positions, the chunked loss, and the choice of a backend."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hybridlm.errors import SpecError, UnsupportedError
+from hybridlm.ops import backend
+from hybridlm.ops.cross_entropy import linear_cross_entropy
+from hybridlm.ops.norm import gated_rms_norm, layer_norm, rms_norm
+from hybridlm.ops.rotary import rotary
+
+X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+W = torch.randn(12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_rms_norm_and_layer_norm_are_their_formulas():
+    torch.testing.assert_close(rms_norm(X, W, 1e-3), F.rms_norm(X, (12,), W, 1e-3))
+    torch.testing.assert_close(layer_norm(X, W, W + 1, 1e-3), F.layer_norm(X, (12,), W, W + 1, 1e-3))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_gate_comes_before_the_norm_and_groups_are_normalised_apart(groups):
+    z = X.flip(0)
+    gated = X * z / (1 + torch.exp(-z))
+    parts = [part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() for part in gated.chunk(groups, dim=-1)]
+    torch.testing.assert_close(gated_rms_norm(X, z, W, 1e-5, groups), torch.cat(parts, -1) * W)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_take_their_statistics_in_float32(dtype):
+    x = (X * 300).to(dtype)  # squares overflow fp16
+    for y in (rms_norm(x, W.to(dtype), 1e-5), layer_norm(x, W.to(dtype), W.to(dtype), 1e-5)):
+        assert y.dtype == dtype
+        assert y.isfinite().all()
+
+
+def test_rotary_depends_on_differences_of_positions_only():
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def score(i: int, j: int) -> float:
+        return float((rotary(q, torch.tensor([[i]])) * rotary(k, torch.tensor([[j]]))).sum())
+
+    assert score(7, 3) == pytest.approx(score(1_000_007, 1_000_003), rel=1e-9)
+    assert score(7, 3) != pytest.approx(score(7, 4), rel=1e-3)
+    assert torch.equal(rotary(q, torch.tensor([[0]])), q)
+
+
+def test_rotary_turns_each_pair_by_its_own_frequency():
+    x = torch.zeros(1, 1, 1, 6, dtype=torch.float64)
+    x[..., :3] = 1
+    y = rotary(x, torch.tensor([[5]]), theta=100.0)[0, 0, 0]
+    angles = 5 * 100.0 ** (-torch.arange(3, dtype=torch.float64) / 3)
+    torch.testing.assert_close(y, torch.cat([angles.cos(), angles.sin()]))
+
+
+def test_rotary_keeps_float32_digits_at_position_a_million():
+    x = torch.randn(1, 1, 1, 8, dtype=torch.float64)
+    position = torch.tensor([[1_000_000]])
+    torch.testing.assert_close(rotary(x.float(), position).double(), rotary(x, position), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40, 100])
+def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits_at_once(chunk):
+    x = torch.randn(40, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 11, (40,))
+    targets[::3] = -100
+    inputs = (x, weight)
+    expected = F.cross_entropy(x @ weight.T, targets)
+    loss = linear_cross_entropy(x, weight, targets, chunk)
+    torch.testing.assert_close(loss, expected)
+    pairs = zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True)
+    for gradient, reference in pairs:
+        torch.testing.assert_close(gradient, reference)
+
+
+def test_a_loss_over_nothing_is_zero_and_so_are_its_gradients():
+    x = torch.randn(4, 6, requires_grad=True)
+    loss = linear_cross_entropy(x, torch.randn(11, 6), torch.full((4,), -100))
+    loss.backward()
+    assert loss == 0
+    assert (x.grad == 0).all()
+
+
+def one() -> None: ...
+def two() -> None: ...
+
+
+def test_auto_takes_the_first_offer_and_an_explicit_backend_its_own():
+    offers = {"vendor": one, "reference": two}
+    assert backend.resolve("op", "auto", offers) is one
+    assert backend.resolve("op", "reference", offers) is two
+    with backend.use("reference"), backend.trace() as seen:
+        assert backend.resolve("op", "auto", offers) is two
+        assert backend.resolve("op", "vendor", offers) is one
+    assert seen == [("op", "reference"), ("op", "vendor")]
+    assert backend.resolve("op", "auto", offers) is one
+
+
+def test_a_backend_that_is_missing_or_unknown_is_said_to_be():
+    with pytest.raises(UnsupportedError, match="no 'triton' backend"):
+        backend.resolve("op", "triton", {"reference": one})
+    with pytest.raises(SpecError, match="Did you mean 'triton'"):
+        backend.resolve("op", "tritn", {"reference": one})

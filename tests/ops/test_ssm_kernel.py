@@ -240,6 +240,15 @@ def test_packed_documents_equal_documents_apart(data):
     torch.testing.assert_close(after, states, rtol=0, atol=1e-11)
 
 
+def test_one_token_begins_or_continues_a_document():
+    p = anything()
+    x, state = draw(p, 4, 1)
+    document, lengths = torch.tensor([[0], [1], [0], [1]]), torch.tensor([1, 1, 0, 1])
+    y, after = s4_scan(x, **p, state=state, lengths=lengths, document=document)
+    expected, states = apart(p, x, state, document, lengths)
+    torch.testing.assert_close((y[lengths > 0], after), (expected[lengths > 0], states), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("state", [False, True])
 def test_documents_share_no_gradient(state):
     p = anything()

@@ -1,0 +1,7 @@
+"""`python -m hybridlm` is the command `hybridlm`."""
+
+import sys
+
+from hybridlm.cli import main
+
+sys.exit(main())

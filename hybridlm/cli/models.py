@@ -1,0 +1,63 @@
+"""What MODEL means on the command line: a YAML file, the name of a shipped one, or a pattern."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridlm.cli.complain import UsageError
+from hybridlm.errors import SpecError, did_you_mean
+from hybridlm.resources import config_names, config_path
+
+if TYPE_CHECKING:
+    from hybridlm.compose.spec import ModelSpec
+
+SUFFIXES = (".yaml", ".yml")
+WIDTH, VOCABULARY = 256, 256
+
+
+def read_spec(model: str, *, d_model: int | None = None, vocab_size: int | None = None) -> ModelSpec:
+    """The spec that MODEL means, with the given width and vocabulary.
+
+    UsageError: a file that is not there, with the nearest that is. SpecError, PatternError: what is wrong in it.
+    """
+    from hybridlm.compose.spec import ModelSpec
+
+    given = {key: value for key, value in {"d_model": d_model, "vocab_size": vocab_size}.items() if value is not None}
+    if path := model_path(model):
+        return replace(ModelSpec.read(path), **given)
+    return ModelSpec(**{"d_model": WIDTH, "vocab_size": VOCABULARY, **given}, pattern=model)
+
+
+def model_path(model: str) -> Path | None:
+    """The file that MODEL names, or None where it is a pattern."""
+    path = Path(model)
+    if f"models/{model}.yaml" in _shipped():
+        return config_path(f"models/{model}")
+    if path.is_dir():
+        raise UsageError(f"{model} is a folder; give a YAML file or a pattern")
+    if path.exists():
+        return path
+    if not (model.endswith(SUFFIXES) or os.sep in model or "/" in model):
+        return None
+    try:
+        return config_path(model)
+    except SpecError:
+        raise UsageError(f"{model}: no such file.{_nearest(path)}") from None
+
+
+def _nearest(path: Path) -> str:
+    """The nearest file beside it, or the nearest shipped one."""
+    beside = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
+    models = [name.removeprefix("models/").removesuffix(".yaml") for name in _shipped() if name.startswith("models/")]
+    shipped = f" Shipped models: {', '.join(models)}." if models else ""
+    return did_you_mean(path.name, beside) or did_you_mean(path.stem, models) or shipped
+
+
+def _shipped() -> tuple[str, ...]:
+    try:
+        return config_names()
+    except SpecError:  # an installation without its configs can still read the user's own
+        return ()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from hybridlm.checks import choice, whole
+from hybridlm.checks import choice
 from hybridlm.compose.build import load
 from hybridlm.compose.model import HybridLM
 from hybridlm.errors import DataError
@@ -39,7 +39,6 @@ def generate_command(
     r"""Write text after a prompt, as it comes. Several prompts are one batch, and are written one after another.
 
     A long text is read once, and questions go on from there:
-
         hybridlm generate RUN --prompt-file book.txt --max-new-tokens 0 --save-state book.state
         hybridlm generate RUN --load-state book.state --prompt "Who is she?"
 
@@ -58,24 +57,17 @@ def generate_command(
         save_state: file for what the model remembers after prompt and answer.
         load_state: continue from such a file, of the same model, instead of from nothing.
         device: cpu, cuda:0, ..., or auto, which is a GPU if there is one.
-
-    Raises:
-        ValueError: of a subclass that names what is wrong, where, and the fix.
     """
     sampler = Sampler(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
     )
-    whole("max_new_tokens", max_new_tokens, low=0)
     _check_target(save_state)
     prompts, before = _read_prompts(prompt, prompt_file)
-    stops = [_unescape(text) for text in stop or []]
-    where = _device(device)
-    model, codec = load(run, device=where), codec_of(run)
-    _check_vocabulary(model, codec, run)
+    model, codec = _load(run, device)
     ids = [codec.encode(before + text) for text in prompts]
-    state = _resume(model, load_state, where, ids, max_new_tokens) if load_state else None
+    state = _resume(model, load_state, ids, max_new_tokens) if load_state else None
     stream = Stream(model, ids, max_new_tokens, state=state, sampler=sampler, seed=seed)
-    _write(stream, prompts, [Answer(codec.decoder(), stops) for _ in prompts], sys.stdout)
+    _write(stream, prompts, _answers(codec, stop or [], len(prompts)), sys.stdout)
     if save_state:
         stream.state.save(save_state)
 
@@ -99,20 +91,11 @@ def _read_prompts(prompt: list[str] | None, file: str | None) -> tuple[list[str]
         raise DataError(f"prompt_file: {file}: not UTF-8 text (byte {error.start}); convert it first") from error
 
 
-def _unescape(text: str) -> str:
-    if not text:
-        raise DataError("stop: an empty text ends everything at once; give a text, or leave stop out")
-    return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[1]], text)
-
-
-def _device(wanted: str) -> str:
+def _load(run: str, device: str) -> tuple[HybridLM, Codec]:
+    """The model on its device, and the codec of the text that it was trained on."""
     names = [name for name, _ in devices()]
-    choice("device", wanted, ["auto", *names])
-    return (names[1:] or names)[0] if wanted == "auto" else wanted
-
-
-def _check_vocabulary(model: HybridLM, codec: Codec, run: str) -> None:
-    """A model that was trained on other tokens than these would be fed nonsense."""
+    choice("device", device, ["auto", *names])
+    model, codec = load(run, device=(names[1:] or names)[0] if device == "auto" else device), codec_of(run)
     size = model.spec.vocab_size
     if codec.vocab_size > size:
         raise DataError(
@@ -121,11 +104,12 @@ def _check_vocabulary(model: HybridLM, codec: Codec, run: str) -> None:
         )
     if codec.vocab_size == 256 < size:
         print(f"{run}: no {TOKENIZER}; reading and writing bytes, 256 of the model's {size} tokens", file=sys.stderr)
+    return model, codec
 
 
-def _resume(model: HybridLM, path: str, device: str, ids: list[list[int]], new: int) -> ModelState:
+def _resume(model: HybridLM, path: str, ids: list[list[int]], new: int) -> ModelState:
     """The saved state, one row for each prompt, with room for prompts and answers."""
-    state = read_state(path, device=device)
+    state = read_state(path, device=model.embed.weight.device)
     if state.batch == 1 < len(ids):
         state = state.select([0] * len(ids))
     needed = max(state.cursor.lengths) + max(map(len, ids)) + new
@@ -156,6 +140,18 @@ class Answer:
     def rest(self) -> str:
         """What was held back, once nothing more comes."""
         return self._held
+
+
+def _answers(codec: Codec, stops: list[str], count: int) -> list[Answer]:
+    """An answer for each prompt, which ends at any of the stop texts."""
+    stops = [_unescape(text) for text in stops]
+    return [Answer(codec.decoder(), stops) for _ in range(count)]
+
+
+def _unescape(text: str) -> str:
+    if not text:
+        raise DataError("stop: an empty text ends everything at once; give a text, or leave stop out")
+    return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[1]], text)
 
 
 def _begun(text: str, stop: str) -> int:

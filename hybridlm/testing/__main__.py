@@ -60,8 +60,9 @@ def part(name: str) -> str | type[Mixer]:
 
 def parser() -> argparse.ArgumentParser:
     first, _, example = __doc__.partition("\n\n")
+    plain = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(
-        "python -m hybridlm.testing", description=first, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m hybridlm.testing", description=first, epilog=example, formatter_class=plain
     )
     known = ", ".join(mixers.names())
     made.add_argument("mixers", nargs="*", help=f"registered names, or module:Class; default: all of {known}")

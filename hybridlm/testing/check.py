@@ -13,6 +13,8 @@ from hybridlm.testing.laws import LAWS, Law
 from hybridlm.testing.result import Result
 from hybridlm.testing.subject import Paper, Solo, Subject
 
+SHOWN = 40  # broken cases in a message
+
 MAY_REFUSE = ("C9",)
 """Laws that a mixer may answer with UnsupportedError: no recurrence can be rolled back."""
 
@@ -38,8 +40,8 @@ def check_mixer(
     oracle:  (mixer in float64, x (t, d)) -> (y (t, d), {state field: tensor}), written from the paper; C1 then holds
              the mixer's own step by step run to it.
     """
-    solo = Solo(name, config=config, d_model=d_model, dtype=dtype, backend=backend, tokens=tokens, device=device, paper=oracle)
-    return prove(solo, laws)
+    sizes = {"config": config, "d_model": d_model, "tokens": tokens}
+    return prove(Solo(name, dtype=dtype, backend=backend, device=device, paper=oracle, **sizes), laws)
 
 
 def prove(subject: Subject, laws: Iterable[str] | None = None) -> list[Result]:
@@ -65,7 +67,9 @@ def violations(results: Iterable[Result], may_refuse: Iterable[str] = MAY_REFUSE
     return [r for r in results if r.verdict == "failed" or (r.verdict == "refused" and r.law not in may_refuse)]
 
 
-def assert_laws(name: str | type[Mixer], backend: str = "auto", dtype: torch.dtype = torch.float32, **options: Any) -> None:
+def assert_laws(
+    name: str | type[Mixer], backend: str = "auto", dtype: torch.dtype = torch.float32, **options: Any
+) -> None:
     """`check_mixer` for a test: AssertionError with the broken cases. Options as there."""
     require(check_mixer(name, backend, dtype, **options))
 
@@ -74,6 +78,5 @@ def require(results: Iterable[Result]) -> None:
     """AssertionError that lists every violation."""
     bad = violations(results)
     if bad:
-        lines = [f"{r.law} {r.case}: error {r.error:.2e}, worst {r.worst:.2e}, limit {r.limit:.2e} {r.detail}" for r in bad]
-        more = [f"... and {len(lines) - 40} more"] if len(lines) > 40 else []
-        raise AssertionError(f"{len(bad)} cases break a law:\n  " + "\n  ".join(lines[:40] + more))
+        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        raise AssertionError("\n  ".join([f"{len(bad)} cases break a law:", *map(str, bad[:SHOWN]), *more]))

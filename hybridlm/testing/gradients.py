@@ -16,9 +16,7 @@ def weighted(s: Subject, y: Tensor) -> Tensor:
     return torch.randn(y.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64).to(s.device)
 
 
-def gradients(
-    s: Subject, outputs: Callable[[], Tensor], weights: Tensor, **inputs: Tensor
-) -> dict[str, Tensor]:
+def gradients(s: Subject, outputs: Callable[[], Tensor], weights: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
     """Of every parameter, and of the named inputs: d sum(weights * outputs()) / d it; zeros where it has no part."""
     leaves = dict(s.module.named_parameters()) | inputs
     loss = (outputs().double() * weights).sum()

@@ -52,8 +52,10 @@ def set_step(module: nn.Module, dt: float) -> bool:
 @torch.no_grad()
 def set_rate(module: nn.Module, rate: float) -> bool:
     """Make every A equal to -rate; False if the module has none."""
-    found = [parameter.fill_(math.log(rate)) for name, parameter in module.named_parameters() if called(name, LOG_RATES)]
-    return bool(found)
+    rates = [parameter for name, parameter in module.named_parameters() if called(name, LOG_RATES)]
+    for parameter in rates:
+        parameter.fill_(math.log(rate))
+    return bool(rates)
 
 
 def long_memory(module: nn.Module) -> bool:

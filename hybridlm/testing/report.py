@@ -29,7 +29,7 @@ def report(results: Iterable[Result] | Mapping[str, Iterable[Result]], *, consol
     console.print(table)
     for name, found in columns.items():
         for r in violations(found)[:20]:
-            console.print(f"{name}: {r.law} {r.case}: {r.error:.2e} (worst {r.worst:.2e}, limit {r.limit:.2e}) {r.detail}", style="red")
+            console.print(f"{name}: {r}", style="red", markup=False)
 
 
 def cell(results: Iterable[Result], number: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,14 +38,15 @@ class Result:
     verdict: Verdict
     detail: str = ""
 
+    def __str__(self) -> str:
+        numbers = f"error {self.error:.2e}, worst {self.worst:.2e}, limit {self.limit:.2e}" if self.limit else ""
+        return f"{self.law} {self.case}: {self.verdict}. {numbers} {self.detail}".rstrip()
+
     @property
     def strain(self) -> float:
         """How much of the limit was used: over 1 is a failure."""
         used = max(self.error, self.worst / WORST)
         return used / self.limit if self.limit else (torch.inf if used else 0.0)
-
-
-Law = Callable[..., Iterator[Result]]
 
 
 def measured(case: str, got: Tensor, want: Tensor, limit: float) -> Result:

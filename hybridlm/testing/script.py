@@ -84,7 +84,12 @@ def play(subject: Subject, call: Call, state: ModelState | None = None, garbage:
 
 
 def plays(
-    subject: Subject, case: str, calls: Sequence[Call], state: ModelState | None, garbage: float = 0.0, look: bool = True
+    subject: Subject,
+    case: str,
+    calls: Sequence[Call],
+    state: ModelState | None,
+    garbage: float = 0.0,
+    look: bool = True,
 ) -> Iterator[Result]:
     """Run calls one after the other; outputs, and (look) the state after each, must be those of the scene."""
     held = None
@@ -99,7 +104,9 @@ def plays(
             yield from subject.remembers(label, state, rows, held)
 
 
-def goes_on(subject: Subject, case: str, state: ModelState, rows: Sequence[int], held: Sequence[int]) -> Iterator[Result]:
+def goes_on(
+    subject: Subject, case: str, state: ModelState, rows: Sequence[int], held: Sequence[int]
+) -> Iterator[Result]:
     """Decode 3 tokens more of the given rows of the scene, one by one, from a state that holds so many of each."""
     for i in range(3):
         call = Call.piece(rows, [n + i for n in held], held[0] + i + 1)

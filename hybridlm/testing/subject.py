@@ -1,4 +1,4 @@
-"""What is under test, driven as a program drives it, and the truth about it: the same weights in float64, token by token.
+"""What is under test, driven as a program drives it, and the truth about it: the same weights in float64, step by step.
 
 Every law is written against `Subject`: `Solo` is one mixer with the door of a model around it, `Whole` a whole model.
 The laws share one scene of a few rows. Padding, packing, splitting and selecting only move its tokens about, so that
@@ -52,7 +52,7 @@ class Trace:
 Pick = Callable[[Trace], Tensor]
 
 Paper = Callable[[Mixer, Tensor], tuple[Tensor, Mapping[str, Tensor]]]
-"""An oracle of one's own: (mixer in float64, x (t, d)) -> y (t, d), and the final state's tensors of that row by name."""
+"""An oracle of one's own: (mixer in float64, x (t, d)) -> y (t, d), and that row's final state, tensors by name."""
 
 
 class Subject:
@@ -61,7 +61,9 @@ class Subject:
     module: the weights. width: d. dtype: of weights, inputs and compute. tokens, rows: size of the scene.
     """
 
-    def __init__(self, name: str, module: nn.Module, width: int, dtype: torch.dtype, backend: str, tokens: int, rows: int):
+    def __init__(
+        self, name: str, module: nn.Module, width: int, dtype: torch.dtype, backend: str, tokens: int, rows: int
+    ):
         self.name, self.module, self.width = name, module.to(dtype), width
         self.dtype, self.backend, self.tokens, self.rows = dtype, backend, tokens, rows
 

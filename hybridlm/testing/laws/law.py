@@ -29,14 +29,13 @@ class Law:
         torch.manual_seed(0)
         try:
             with torch.no_grad():
-                for result in self.prove(subject):
-                    found.append(replace(result, law=self.number))
+                found.extend(self.prove(subject))
         except UnsupportedError as error:
-            found.append(replace(refused("refused", str(error)), law=self.number))
+            found.append(refused("refused", str(error)))
         except Exception as error:
             after = f" after '{found[-1].case}'" if found else ""
-            found.append(replace(broken("raised", f"{type(error).__name__}{after}: {error}"), law=self.number))
-        return found
+            found.append(broken("raised", f"{type(error).__name__}{after}: {error}"))
+        return [replace(result, law=self.number) for result in found]
 
     def speaks_of(self, subject: Subject) -> bool:
         """Whether the law applies to this kind of subject."""

@@ -59,7 +59,8 @@ def only_used_slots_are_written(s: Subject, mask: Tensor) -> Iterator[Result]:
         tensor = memory(state)[name].movedim(axis, 1).flatten(2)
         written = (tensor != POISON).any(dim=2).sum(dim=1).cpu()
         wanted = mask.sum(1).clamp(max=tensor.shape[1])
-        yield holds(f"slots written: {name}", torch.equal(written, wanted), f"{written.tolist()}, not {wanted.tolist()}")
+        fact = f"{written.tolist()}, not {wanted.tolist()}"
+        yield holds(f"slots written: {name}", torch.equal(written, wanted), fact)
 
 
 @law("C9", "rollback is exact at every position, or refused")
@@ -106,8 +107,7 @@ def forks(s: Subject, mode: str) -> Iterator[Result]:
     }  # fmt: skip
     for name, copy in copies.items():
         twin = copy()
-        shared = {t.data_ptr() for t in tensors(state) if t.numel()} & {t.data_ptr() for t in tensors(twin) if t.numel()}
-        yield holds(f"{name} has memory of its own, {mode}", not shared, "memory is shared")
+        yield holds(f"{name} has memory of its own, {mode}", not addresses(state) & addresses(twin), "memory is shared")
         for other in (s.draw(s.rows, 1, 11), s.draw(s.rows, 9, 12)):
             twin = s.run(other, twin)[1]
         twin.reset()
@@ -119,12 +119,14 @@ def forks(s: Subject, mode: str) -> Iterator[Result]:
     for name, use in uses.items():
         yield raises(f"{name} of a spent state, {mode}", StateError, use)
     yield from goes_on(s, f"its successor, {mode}", after, rows, [n + 2] * s.rows)
-    spent = leaves(state.layers)
-    yield holds(f"layer states are spent, {mode}", all(leaf.spent for leaf in spent), "a layer's state is not marked spent")
+    spent = all(leaf.spent for leaf in leaves(state.layers))
+    yield holds(f"layer states are spent, {mode}", spent, "a layer's state is not marked spent")
 
 
-def tensors(state: ModelState) -> list[Tensor]:
-    return [*memory(state).values(), state.position, state.cursor.segment]
+def addresses(state: ModelState) -> set[int]:
+    """Where its tensors lie."""
+    tensors = [*memory(state).values(), state.position, state.cursor.segment]
+    return {tensor.data_ptr() for tensor in tensors if tensor.numel()}
 
 
 def inputs_stay(s: Subject, mode: str) -> Iterator[Result]:
@@ -171,10 +173,10 @@ def autocast(s: Subject, wanted: dict[str, torch.dtype]) -> Iterator[Result]:
     """Under autocast to bf16 the state stays what it was, and outputs are off by a few roundings only."""
     with torch.autocast(s.device.type, torch.bfloat16):
         state, ys = s.init_state(s.rows), []
-        for call in (Call.piece(range(s.rows), 0, 9), Call.piece(range(s.rows), 9, 10), Call.piece(range(s.rows), 10, 40)):
-            y, state = play(s, call, state)
+        for start, stop in ((0, 9), (9, 10), (10, 40)):
+            y, state = play(s, Call.piece(range(s.rows), start, stop), state)
             ys.append(y)
-            yield from kept(f"autocast, {call.rows.shape[1]} tokens", state, wanted)
+            yield from kept(f"autocast, {start} .. {stop}", state, wanted)
     y = torch.cat(ys, dim=1)
     error, worst = distance(y.flatten(0, 1), s.truth.y[:, : y.shape[1]].flatten(0, 1))
     limit = 6 * FLOOR[torch.bfloat16]

@@ -1,0 +1,130 @@
+"""Every registered mixer against every law of state, in every dtype. There is no list of exceptions.
+
+C1 also holds the five built-in mixers to oracles written from the papers with plain loops (tests/oracles).
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridlm.registry import mixers
+from hybridlm.testing import LAWS, Solo, require
+from hybridlm.testing.check import MAY_REFUSE, numbers
+from hybridlm.testing.knobs import set_step
+from hybridlm.testing.script import Call, play
+from hybridlm.testing.subject import memory
+
+sys.path.insert(0, str(Path(__file__).parent / "oracles"))
+
+from papers import ORACLES
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+VARIANTS = {
+    "attention-mqa-nope": ("attention", {"heads": 4, "kv_heads": 1, "head_dim": 8, "rope": False}),
+    "attention-qk_norm": ("attention", {"heads": 2, "head_dim": 6, "qk_norm": True, "rope_theta": 100.0}),
+    "attention-heads-wide": ("attention", {"heads": 3, "head_dim": 20}),
+    "window-2": ("sliding_window", {"window": 2, "heads": 2}),
+    "window-4-nope": ("sliding_window", {"window": 4, "heads": 4, "kv_heads": 2, "qk_norm": True, "rope": False}),
+    "window-wider-than-all": ("sliding_window", {"window": 500, "heads": 2}),
+    "mamba-bcdt_norm": ("mamba", {"d_state": 4, "bcdt_norm": True, "d_conv": 2}),
+    "mamba-wide": ("mamba", {"d_state": 5, "expand": 3, "d_conv": 7, "dt_rank": 3}),
+    "mamba2-groups-2": ("mamba2", {"d_state": 8, "head_dim": 8, "n_groups": 2, "chunk": 16, "d_conv": 3}),
+    "mamba2-groups-h": ("mamba2", {"d_state": 6, "head_dim": 16, "n_groups": 4, "chunk": 5, "d_conv": 2}),
+    "s4-64": ("s4", {"d_state": 64}),
+}
+
+
+@functools.cache
+def subject(mixer: str, dtype: torch.dtype, variant: str | None = None, **sizes: int) -> Solo:
+    """One mixer on its scene; the truth about it is computed once for all laws."""
+    config = VARIANTS[variant][1] if variant else None
+    return Solo(mixer, config=config, dtype=dtype, paper=ORACLES.get(mixer), **sizes)
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("number", numbers())
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("mixer", mixers.names())
+def test_law(mixer, dtype, number):
+    results = LAWS[number].check(subject(mixer, dtype))
+    assert results
+    require(results)
+
+
+@pytest.mark.parametrize("number", numbers())
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_law_of_variant(variant, number):
+    """Other shapes of the same mixers, in float64: heads, groups, windows, norms, widths."""
+    require(LAWS[number].check(subject(VARIANTS[variant][0], torch.float64, variant)))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("number", numbers())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=short)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_law_of_variant_in_every_dtype(variant, dtype, number):
+    require(LAWS[number].check(subject(VARIANTS[variant][0], dtype, variant)))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("number", numbers())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=short)
+@pytest.mark.parametrize("mixer", mixers.names())
+def test_law_at_length(mixer, dtype, number):
+    """Twice as wide, and long enough for several chunks."""
+    require(LAWS[number].check(subject(mixer, dtype, d_model=64, tokens=150)))
+
+
+# ------------------------------------------------------------------------------------------ what may be refused, limits
+@pytest.mark.parametrize("mixer", mixers.names())
+def test_only_rollback_is_refused(mixer):
+    """The other laws may not be: `require` above counts that as broken."""
+    assert MAY_REFUSE == ("C9",)
+    refused = [r for r in LAWS["C9"].check(subject(mixer, torch.float32)) if r.verdict == "refused"]
+    assert bool(refused) != mixers.get(mixer).rolls_back
+
+
+def test_window_as_long_as_the_row_is_full_attention():
+    full = Solo("attention", config={"heads": 2}, dtype=torch.float64)
+    window = Solo("sliding_window", config={"heads": 2, "window": full.tokens}, dtype=torch.float64)
+    window.module.load_state_dict(full.module.state_dict())
+    x = full.scene
+    torch.testing.assert_close(window.run(x)[0], full.run(x)[0], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+def test_a_step_of_size_zero_holds_the_state(mixer):
+    solo = Solo(mixer, dtype=torch.float64)
+    state = play(solo, Call.piece(range(solo.rows), 0, 9), solo.init_state(solo.rows))[1]
+    before = {name: tensor.clone() for name, tensor in memory(state).items() if name.endswith("ssm")}
+    assert set_step(solo.module, 0.0)
+    state = play(solo, Call.piece(range(solo.rows), 9, 40), state)[1]
+    assert before
+    for name, tensor in before.items():
+        assert torch.equal(memory(state)[name], tensor)
+
+
+# ---------------------------------------------------------------------------------------------- C19, with the optimiser
+@pytest.mark.parametrize("mixer", mixers.names())
+def test_every_parameter_is_in_one_group_of_the_optimiser(mixer):
+    """A_log, D, dt, norms, biases and embeddings are not decayed; every parameter is trained by exactly one group."""
+    import hybridlm as hl
+    from hybridlm.train.optim import parameter_groups
+
+    model = hl.build(pattern="X", blocks={"X": {"mixer": {"type": mixer}}}, d_model=32, vocab_size=16)
+    groups = parameter_groups(model, lr=1e-3, weight_decay=0.1)
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        matrix = name.endswith(("_proj.weight", "output_linear.weight", "lm_head.weight"))
+        assert (id(parameter) in decayed) == (matrix or name.endswith((".mixer.C", "conv1d.weight"))), name

@@ -97,6 +97,8 @@ def test_nucleus_is_the_smallest_set_that_holds_p():
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     kept = [int(keep_top_p(logits, p).isfinite().sum()) for p in (0.0, 0.4, 0.6, 0.8, 1.0)]
     assert kept == [1, 1, 2, 3, 4]
+    even = torch.zeros(1, 4)  # probabilities of exactly 1/4: what reaches p is enough
+    assert [int(keep_top_p(even, p).isfinite().sum()) for p in (0.25, 0.5, 0.75, 0.8)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-3])

@@ -27,7 +27,7 @@ def describe(
     """Parameters, FLOPs a token and bytes of state, by layer and in all, from the spec alone.
 
     Args:
-        model: a YAML file, the name of a shipped one such as tiny, or a pattern such as "(M3A)12".
+        model: a YAML file, the name of a shipped one such as tiny, a run folder, or a pattern such as "(M3A)12".
         d_model: width; of a pattern 256 by default, of a file what it says.
         vocab_size: number of token ids; of a pattern 256 by default (bytes), of a file what it says.
         context: lengths of documents, with commas between them.

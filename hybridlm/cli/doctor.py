@@ -26,7 +26,7 @@ def doctor(model: str | None = None, /, json: bool = False) -> None:
     Nothing is needed beyond the core: what is missing makes some layers slower, never wrong.
 
     Args:
-        model: a YAML file, the name of a shipped one such as tiny, or a pattern such as "(M3A)2".
+        model: a YAML file, the name of a shipped one such as tiny, a run folder, or a pattern such as "(M3A)2".
         json: print JSON: {python, platform, hybridlm, packages, optional, devices, layers}.
     """
     about = examine() | {"layers": _layers(model) if model else None}

@@ -1,14 +1,15 @@
-"""What MODEL means on the command line: a YAML file, the name of a shipped one, or a pattern."""
+"""What MODEL means on the command line: a YAML file, the name of a shipped one, a run folder, or a pattern."""
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridlm.cli.complain import UsageError
-from hybridlm.errors import SpecError, did_you_mean
+from hybridlm.errors import CheckpointError, SpecError, did_you_mean
 from hybridlm.resources import config_names, config_path
 
 if TYPE_CHECKING:
@@ -21,31 +22,47 @@ WIDTH, VOCABULARY = 256, 256
 def read_spec(model: str, *, d_model: int | None = None, vocab_size: int | None = None) -> ModelSpec:
     """The spec that MODEL means, with the given width and vocabulary.
 
-    UsageError: a file that is not there, with the nearest that is. SpecError, PatternError: what is wrong in it.
+    UsageError: a file that is not there, with the nearest that is. SpecError, PatternError, CheckpointError: what is
+    wrong in it.
     """
     from hybridlm.compose.spec import ModelSpec
 
     given = {key: value for key, value in {"d_model": d_model, "vocab_size": vocab_size}.items() if value is not None}
-    if path := model_path(model):
-        return replace(ModelSpec.read(path), **given)
-    return ModelSpec(**{"d_model": WIDTH, "vocab_size": VOCABULARY, **given}, pattern=model)
+    path = model_path(model)
+    if path is None:
+        return ModelSpec(**{"d_model": WIDTH, "vocab_size": VOCABULARY, **given}, pattern=model)
+    return replace(_saved_spec(path) if path.is_dir() else ModelSpec.read(path), **given)
 
 
 def model_path(model: str) -> Path | None:
-    """The file that MODEL names, or None where it is a pattern."""
+    """The file or folder that MODEL names, or None where it is a pattern."""
     path = Path(model)
     if f"models/{model}.yaml" in _shipped():
         return config_path(f"models/{model}")
-    if path.is_dir():
-        raise UsageError(f"{model} is a folder; give a YAML file or a pattern")
-    if path.exists():
+    if path.is_file() or (path.is_dir() and ("/" in model or _is_saved(path))):
         return path
-    if not (model.endswith(SUFFIXES) or os.sep in model or "/" in model):
+    if not (model.endswith(SUFFIXES) or "/" in model or os.sep in model):
         return None
     try:
         return config_path(model)
     except SpecError:
         raise UsageError(f"{model}: no such file.{_nearest(path)}") from None
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file()
+
+
+def _saved_spec(folder: Path) -> ModelSpec:
+    """The spec of a run folder, or of one that hl.save wrote."""
+    from hybridlm.compose.build import CONFIG, model_folder
+    from hybridlm.compose.spec import ModelSpec
+
+    file = model_folder(folder) / CONFIG
+    try:
+        return ModelSpec.from_dict(json.loads(file.read_text(encoding="utf-8"))["spec"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: it holds no spec ({error!r})") from error
 
 
 def _nearest(path: Path) -> str:

@@ -203,9 +203,13 @@ def _draw_state(axes: Axes, cost: ModelCost, batch: int, dtype: torch.dtype) -> 
     states = [cost.state(context, dtype, batch) for context in CONTEXTS]
     twin = [cost.all_attention(context, dtype, batch).total for context in CONTEXTS]
     totals = [state.total for state in states]
+    if not any(twin):  # a stack of MLPs
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no layer has a state", color=FAINT, ha="center", transform=axes.transAxes)
+        return
     _curve(axes, twin, "all attention", colour=FAINT, linestyle=(0, (4, 2)), linewidth=1.6)
-    if all(totals):
-        axes.fill_between(CONTEXTS, totals, twin, color=FAINT, alpha=0.13, linewidth=0)
+    saved = [total < other for total, other in zip(totals, twin, strict=True)]
+    axes.fill_between(CONTEXTS, totals, twin, where=saved, color=FAINT, alpha=0.13, linewidth=0)
     _curve(axes, totals, "this model", colour=INK, linewidth=2.6)
     if any(state.kv and state.ssm for state in states):
         _curve(axes, [state.kv for state in states], "its KV", colour=_NAMED["attention"], linewidth=1.3)
@@ -227,12 +231,11 @@ def _decorate(axes: Axes, values: list[int]) -> None:
     axes.set_xlim(CONTEXTS[0], CONTEXTS[-1])
     axes.set_xticks(CONTEXTS[::2], [_context(context) for context in CONTEXTS[::2]])
     axes.set_xticks([], minor=True)
-    if values:
-        low, high = min(values).bit_length() - 2, max(values).bit_length() + 1
-        ticks = [2**i for i in range(low, high + 1) if (i - low) % max(1, (high - low) // 7) == 0]
-        axes.set_ylim(2**low, 2**high)
-        axes.set_yticks(ticks, [_bytes(tick) for tick in ticks])
-        axes.set_yticks([], minor=True)
+    low, high = max(0, min(values).bit_length() - 2), max(values).bit_length() + 1
+    ticks = [2**i for i in range(low, high + 1) if (i - low) % max(1, (high - low) // 7) == 0]
+    axes.set_ylim(2**low, 2**high)
+    axes.set_yticks(ticks, [_bytes(tick) for tick in ticks])
+    axes.set_yticks([], minor=True)
     axes.set_xlabel("context (tokens)", color=FAINT)
     axes.grid(True, color="#e8ecf0", linewidth=0.8)
     axes.set_axisbelow(True)

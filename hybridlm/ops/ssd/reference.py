@@ -86,25 +86,31 @@ class Decays(NamedTuple):
 
 def _decays(dtA: Tensor, document: Tensor | None) -> Decays:
     """dtA (b, z, g, r, c), document (b, z, c) or None."""
-    sums = _segment_sums(dtA)
-    seen = torch.ones(sums.shape[-2:], dtype=torch.bool, device=sums.device).tril()
-    since_start = dtA.cumsum(-1)
+    within, since_start = _decay_mask(dtA), dtA.cumsum(-1).exp()
     if document is not None:
-        seen = seen & (document[..., :, None] == document[..., None, :])[:, :, None, None]
+        same = document[..., :, None] == document[..., None, :]
         before = F.pad(document[:, :-1, -1], (1, 0))  # the document of the state that enters a chunk
-        fresh = (document != before[..., None])[:, :, None, None]
-        since_start = since_start.masked_fill(fresh, -torch.inf)
-    within, since_start = sums.masked_fill(~seen, -torch.inf).exp(), since_start.exp()
+        within = within * same[:, :, None, None]
+        since_start = since_start * (document == before[..., None])[:, :, None, None]
     return Decays(within, since_start, within[..., -1, :], since_start[..., -1])
 
 
-def _segment_sums(v: Tensor) -> Tensor:
-    """(..., c) -> (..., i, j): v_{j+1} + ... + v_i, and 0 for i <= j.
+def _decay_mask(v: Tensor) -> Tensor:
+    """The 1-semiseparable matrix of section 2.2: (..., c) -> (..., i, j), exp(v_{j+1} + ... + v_i), 0 for i < j.
 
-    Each is summed on its own: the difference of two long sums has lost the digits of a short one.
+    Cut in half, it has the masks of the halves on its diagonal and below them an outer product: what is left at the end
+    of the first half, and from the start of the second. Every sum stands for itself: the difference of two long running
+    sums would have lost the digits of a short one.
     """
-    below = torch.ones(2 * v.shape[-1:], dtype=torch.bool, device=v.device).tril(-1)
-    return v[..., None].masked_fill(~below, 0).cumsum(-2)
+    c = v.shape[-1]
+    if c % 2 or c <= 8:
+        below = torch.ones(c, c, dtype=torch.bool, device=v.device).tril(-1)
+        return v[..., None].masked_fill(~below, 0).cumsum(-2).exp().tril()
+    halves = rearrange(v, "... (two c) -> two ... c", two=2)
+    first, second = _decay_mask(halves)
+    until_end, since_start = first[..., -1, :], halves[1].cumsum(-1).exp()
+    corner = since_start[..., :, None] * until_end[..., None, :]
+    return torch.cat([F.pad(first, (0, c // 2)), torch.cat([corner, second], dim=-1)], dim=-2)
 
 
 def _pass_on(H: Tensor, through: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 
@@ -17,29 +16,30 @@ from hybridlm.errors import SpecError, UnsupportedError, did_you_mean
 
 BACKENDS = ("auto", "reference", "triton", "vendor")
 
-_preferred: ContextVar[str] = ContextVar("backend", default="auto")
-_trace: ContextVar[list[tuple[str, str]] | None] = ContextVar("trace", default=None)
+_preferred: str = "auto"
+_seen: list[tuple[str, str]] | None = None
 
 
 @contextmanager
 def use(backend: str) -> Iterator[None]:
     """Within the block, `auto` means this backend."""
-    token = _preferred.set(_known(backend))
+    global _preferred  # a context variable would be cleaner, but torch.compile cannot trace one
+    before, _preferred = _preferred, _known(backend)
     try:
         yield
     finally:
-        _preferred.reset(token)
+        _preferred = before
 
 
 @contextmanager
 def trace() -> Iterator[list[tuple[str, str]]]:
     """Within the block, the list that is given fills with (op, backend) of every op that runs."""
-    seen: list[tuple[str, str]] = []
-    token = _trace.set(seen)
+    global _seen
+    before, _seen = _seen, []
     try:
-        yield seen
+        yield _seen
     finally:
-        _trace.reset(token)
+        _seen = before
 
 
 def devices() -> list[tuple[str, str]]:
@@ -68,13 +68,13 @@ def resolve(op: str, backend: str, offers: Mapping[str, Callable]) -> Callable:
     """
     wanted = _known(backend)
     if wanted == "auto":
-        wanted = _preferred.get()
+        wanted = _preferred
     if wanted == "auto":
         wanted = next(iter(offers))
     if wanted not in offers:
         raise UnsupportedError(f"{op}: no {wanted!r} backend on this machine; here it runs on: {', '.join(offers)}")
-    if (seen := _trace.get()) is not None:
-        seen.append((op, wanted))
+    if _seen is not None:
+        _seen.append((op, wanted))
     return offers[wanted]
 
 

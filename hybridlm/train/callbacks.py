@@ -220,7 +220,7 @@ class NonFiniteGuard(Callback):
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients.values())):
             bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
             raise self._error(
-                trainer, f"the loss is finite, its gradient is not, in {', '.join(bad[-3:]) or 'its norm'}."
+                trainer, f"the loss is finite, its gradient is not: {', '.join(bad[-3:]) or 'its norm'}."
             )
 
     def _error(self, trainer: pl.Trainer, what: str) -> NonFiniteError:

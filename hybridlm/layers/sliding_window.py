@@ -23,7 +23,10 @@ from hybridlm.state import LayerState
 
 @dataclass(frozen=True, kw_only=True)
 class WindowConfig(HeadsConfig):
-    """Heads, and window: how many tokens a query sees, itself included."""
+    """Heads, and a window.
+
+    window: how many tokens a query sees, itself included.
+    """
 
     window: int = 1024
 

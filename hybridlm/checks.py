@@ -28,11 +28,19 @@ def integer(field: str, value: object) -> int:
 
 def real(field: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = float("nan") if isinstance(value, bool) or not isinstance(value, int | float) else _float(value)
+    if not math.isfinite(number):
         raise SpecError(f"{field}: {value!r} is not a finite number; it must be one from {low:g} to {high:g}")
     if not low <= value <= high:
         raise SpecError(f"{field}: {value} is out of range; it must be a number from {low:g} to {high:g}")
     return float(value)
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf
 
 
 def flag(field: str, value: object) -> bool:

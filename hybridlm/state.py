@@ -90,7 +90,13 @@ Layer = (
 def _write(old: Tensor, new: Tensor) -> Tensor:
     if old is new:
         return old
-    return old.copy_(new) if in_place(old) else new.to(old.dtype)
+    if in_place(old):
+        return old.copy_(new)
+    new = new.to(old.dtype)
+    if not new.is_inference():
+        return new
+    with torch.inference_mode(False):
+        return new.clone()  # a state must go on outside inference mode too
 
 
 def in_place(tensor: Tensor) -> bool:

@@ -162,3 +162,19 @@ def test_memory_is_taken_over_when_gradients_are_off(model):
 def test_impossible_sizes_are_refused_before_anything_is_allocated(model, sizes):
     with pytest.raises(hl.StateError):
         model.init_state(*sizes)
+
+
+def test_a_state_goes_from_any_mode_to_any_other(model, tmp_path):
+    expected = model(IDS).logits[:, 8:]
+    with torch.inference_mode():
+        state = model(IDS[:, :2], state=model.init_state(3, 12)).state
+        state.save(tmp_path / "state")
+        state = hl.load_state(tmp_path / "state")
+    with torch.no_grad():
+        state = model(IDS[:, 2:4], state=state).state
+    state = model(IDS[:, 4:6], state=state).state
+    with torch.inference_mode():
+        state = model(IDS[:, 6:8], state=state).state
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS[:, 8:10], state=state.fork()).logits, expected[:, :2])
+    torch.testing.assert_close(logits(model, state), expected.detach())

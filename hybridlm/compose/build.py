@@ -11,6 +11,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from hybridlm.checks import integer
+from hybridlm.compose.cost import stack_cost
 from hybridlm.compose.memory import require_memory
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.plan import plan
@@ -20,6 +22,7 @@ from hybridlm.files import atomic_write, verify_manifest, write_manifest
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def build(
@@ -39,16 +42,33 @@ def build(
 
     PatternError, SpecError: what is wrong, where, and what is allowed; nothing was allocated.
     """
+    device, dtype = _device(device), _dtype(dtype)
+    seed = None if seed is None else integer("seed", seed)
     stack = plan(as_spec(source, **spec))
+    nbytes = stack_cost(stack).parameters * dtype.itemsize
+    require_memory(nbytes, device, f"the model {stack.spec.pattern[:80]} of width {stack.spec.d_model}")
     with torch.device("meta"):
         model = HybridLM(stack).to(dtype)
-    device = torch.device(device)
     if device.type != "meta":
-        nbytes = sum(parameter.nbytes for parameter in model.parameters())
-        require_memory(nbytes, device, f"the model {stack.spec.pattern} of width {stack.spec.d_model}")
         model = model.to_empty(device=device)
         model.init_weights(seed)
     return model
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """A device that this machine has; SpecError otherwise."""
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise SpecError(f"device: {device!r} is not there: {str(error).splitlines()[0]}") from error
+
+
+def _dtype(dtype: torch.dtype) -> torch.dtype:
+    """A dtype that weights can have."""
+    if not isinstance(dtype, torch.dtype) or dtype not in WEIGHT_DTYPES:
+        raise SpecError(f"dtype: {dtype!r}; it must be one of {', '.join(map(str, WEIGHT_DTYPES))}")
+    return dtype
 
 
 def as_spec(source: str | Path | Mapping[str, Any] | ModelSpec | None = None, /, **changes: Any) -> ModelSpec:

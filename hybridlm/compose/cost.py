@@ -127,7 +127,11 @@ class ModelCost:
 
 def model_cost(spec: ModelSpec) -> ModelCost:
     """The cost of the model that `spec` describes. PatternError, SpecError: as `plan` raises them."""
-    stack = plan(spec)
+    return stack_cost(plan(spec))
+
+
+def stack_cost(stack: Stack) -> ModelCost:
+    """The cost of a planned model."""
     spec, width = stack.spec, stack.spec.d_model
     matrix = spec.vocab_size * width
     return ModelCost(

@@ -69,7 +69,7 @@ class ModelSpec:
         checks.flag("residual_in_fp32", self.residual_in_fp32)
         object.__setattr__(self, "norm_eps", checks.real("norm_eps", self.norm_eps, 1e-12, 1.0))
         object.__setattr__(self, "dropout", checks.real("dropout", self.dropout, 0.0, 0.99))
-        if not isinstance(self.blocks, Mapping):
+        if not isinstance(self.blocks, Mapping) or not all(isinstance(name, str) for name in self.blocks):
             raise SpecError(f"blocks: {self.blocks!r}; it must be a mapping of letters and names to blocks")
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 
 import pytest
 import safetensors.torch
@@ -204,3 +205,32 @@ def test_every_source_of_a_spec_gives_the_same_model(tmp_path):
     with pytest.raises(hl.SpecError, match="is no spec"):
         hl.build(3)
     assert json.loads(json.dumps(model.spec.to_dict())) == model.spec.to_dict()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dtype": torch.complex64},
+        {"dtype": torch.int32},
+        {"dtype": "float32"},
+        {"device": "nowhere"},
+        {"device": "cuda:99"},
+        {"seed": "x"},
+        {"seed": 1.5},
+        {"seed": True},
+        {"blocks": {1: {"mixer": "attention"}}},
+        {"dropout": 10**400},
+    ],
+    ids=str,
+)
+def test_every_wrong_argument_is_named(wrong):
+    (field,) = wrong
+    with pytest.raises(hl.SpecError, match=field):
+        hl.build(**({"pattern": "A", "d_model": 32, "vocab_size": 50} | wrong))
+
+
+def test_memory_is_asked_for_before_layers_are_made():
+    start = time.perf_counter()
+    with pytest.raises(hl.SpecError, match="make it smaller"):
+        hl.build(pattern="A4096", d_model=2048, vocab_size=50)
+    assert time.perf_counter() - start < 1

@@ -101,8 +101,7 @@ class Mamba(Mixer):
         self.A_log = nn.Parameter(torch.empty(d_inner, c.d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
-        if not self.D.is_meta:
-            self.reset_parameters()
+        self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:
         """S4D-Real for A, step sizes spread over [dt_min, dt_max], the rest as every linear layer."""

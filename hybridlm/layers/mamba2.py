@@ -112,8 +112,7 @@ class Mamba2(Mixer):
         self.D = nn.Parameter(torch.empty(heads))
         self.norm = GatedRMSNorm(d_inner, c.n_groups, eps)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
-        if not self.D.is_meta:
-            self.reset_parameters()
+        self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:
         """A in [-16, -1], step sizes spread over [dt_min, dt_max], the rest as every linear layer."""

@@ -171,8 +171,8 @@ def _cell(costs: dict, column: tuple[str, str]) -> str:
 
 
 def _state_table(about: dict) -> Any:
-    title = f"State of {about['batch']} x {about['dtype']}, beside a twin with attention in every layer"
-    table = _table(title, ["context", "KV", "SSM", "total", "all-attention twin", "saved"], left=0)
+    title = f"State of {about['batch']} x {about['dtype']}, beside a twin with full attention in every layer"
+    table = _table(title, ["context", "KV", "SSM", "total", "twin", "twin / this"], left=0)
     for context, costs in about["at"].items():
         state, twin = costs["state_bytes"], costs["all_attention_bytes"]
         parts = [readable_bytes(state[key]) for key in ("kv", "ssm", "total")]

@@ -14,11 +14,12 @@ plausible. Each law exists because a well-known project broke it. Every comparis
 
 from __future__ import annotations
 
-from hybridlm.testing.check import assert_laws, check_mixer, prove, require, violations
-from hybridlm.testing.laws import LAWS, Law, batch, house, learning, memory, sequence  # noqa: F401 - each enters its laws
+from hybridlm.testing.check import assert_laws, check_mixer, check_model, prove, require, violations
+from hybridlm.testing.laws import LAWS, Law, batch, house, learning, memory, models, sequence  # noqa: F401 - each enters its laws
 from hybridlm.testing.report import report
 from hybridlm.testing.result import Result
 from hybridlm.testing.subject import Solo, Subject
+from hybridlm.testing.whole import Whole
 
 __all__ = [
     "LAWS",
@@ -26,8 +27,10 @@ __all__ = [
     "Result",
     "Solo",
     "Subject",
+    "Whole",
     "assert_laws",
     "check_mixer",
+    "check_model",
     "prove",
     "report",
     "require",

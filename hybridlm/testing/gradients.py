@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from hybridlm.state import ModelState, map_layers
+from hybridlm.testing.result import Result, holds, measured
 from hybridlm.testing.subject import Subject
 
 
@@ -30,3 +31,12 @@ def filled(state: ModelState, tensors: list[Tensor]) -> ModelState:
     left = iter(tensors)
     layers = map_layers(state.layers, lambda leaf: type(leaf)(**{name: next(left) for name in leaf.tensors()}))
     return ModelState(layers, state.cursor.fork(), state.max_length, state.fingerprint)
+
+
+def compare(case: str, got: dict[str, Tensor], want: dict[str, Tensor], limit: float) -> Iterator[Result]:
+    """Gradients by name; one that is zero must be exactly so."""
+    for name, reference in want.items():
+        if reference.any():
+            yield measured(f"{case}: {name}", got[name][None], reference[None], limit)
+        else:
+            yield holds(f"{case}: {name}", not got[name].any(), "a gradient where there is none")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hybridlm.testing.gradients import gradients, weighted
+from hybridlm.testing.gradients import compare, gradients, weighted
 from hybridlm.testing.laws.law import law
-from hybridlm.testing.result import Result, holds, measured
+from hybridlm.testing.result import Result, holds
 from hybridlm.testing.script import Call, goes_on, play, plays
 from hybridlm.testing.subject import Subject
 
@@ -149,8 +149,7 @@ def gradients_apart(s: Subject, call: Call) -> Iterator[Result]:
         pieces = [(r, n) for row in documents(s) for r, _, n, _ in row]
         return torch.cat([twin.run(twin.scene[r : r + 1, :n])[0][0] for r, n in pieces])
 
-    for name, want in gradients(twin, apart, weights).items():
-        yield measured(f"packed gradient of {name}", got[name][None], want[None], limit)
+    yield from compare("packed gradient", got, gradients(twin, apart, weights), limit)
 
 
 @law("C7", "rows of a state can be reordered, repeated, chosen and emptied")

@@ -1,0 +1,78 @@
+"""A whole model as the subject of the laws: the scene goes in where the embeddings would."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridlm.compose.build import build
+from hybridlm.compose.model import HybridLM
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.ops.backend import use
+from hybridlm.state import ModelState
+from hybridlm.testing.result import EXACT
+from hybridlm.testing.subject import Subject, randomise
+
+
+class Whole(Subject):
+    """A model: x (b, t, d) stands in for the embeddings, the outputs are logits."""
+
+    def __init__(
+        self,
+        model: HybridLM | ModelSpec | Mapping[str, Any] | str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
+        tokens: int = 24,
+        rows: int = 4,
+    ):
+        module = copy.deepcopy(model) if isinstance(model, HybridLM) else build(model)
+        randomise(module, seed=2)
+        self.spec: ModelSpec = module.spec
+        super().__init__(module.spec.pattern, module.eval(), module.spec.d_model, dtype, backend, tokens, rows)
+
+    @property
+    def limit(self) -> float:
+        """Errors of layers add up like independent ones."""
+        return EXACT[self.dtype] * max(1.0, math.sqrt(len(self.module.blocks) / 4))
+
+    def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
+        return self.module.init_state(batch, self.room if max_length is None else max_length)
+
+    def run(
+        self, x: Tensor, state: ModelState | None = None, valid: Tensor | None = None, ids: Tensor | None = None
+    ) -> tuple[Tensor, ModelState | None]:
+        tokens = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+        with use(self.backend), embedded(self.module, x):
+            out = self.module(tokens, state, valid=valid, segment_ids=ids)
+        return out.logits, out.state
+
+    def read(
+        self, ids: Tensor, state: ModelState | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, ModelState | None]:
+        """A call on real token ids (b, t)."""
+        with use(self.backend):
+            out = self.module(ids, state, valid=valid)
+        return out.logits, out.state
+
+
+@contextmanager
+def embedded(model: HybridLM, x: Tensor) -> Iterator[None]:
+    """Within the block, the stack reads x (b, t, d), as given, in place of the embeddings of its tokens."""
+
+    def replace(block: torch.nn.Module, inputs: tuple) -> tuple:
+        embeddings, state, ctx = inputs
+        return ctx.align(x).to(embeddings.dtype), state, ctx
+
+    handle = model.blocks[0].register_forward_pre_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()

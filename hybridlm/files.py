@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from hybridlm.errors import CheckpointError
@@ -68,14 +69,18 @@ def write_manifest(folder: str | Path, names: list[str]) -> None:
     atomic_write(folder / MANIFEST, json.dumps({"files": files}, indent=2).encode())
 
 
-def verify_manifest(folder: str | Path) -> None:
-    """CheckpointError, naming every file at once, unless all files are there and as the manifest says."""
+def verify_manifest(folder: str | Path, required: Sequence[str] = ()) -> None:
+    """CheckpointError, naming every file at once, unless all files are there and as the manifest says.
+
+    required: names that the manifest must list.
+    """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder}: no {MANIFEST}; this is not a saved model, or its saving was cut off")
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        faults = [fault for name, entry in files.items() if (fault := _fault(folder / name, entry))]
+        faults = [f"{name}: not in {MANIFEST}" for name in required if name not in files]
+        faults += [fault for name, entry in files.items() if (fault := _fault(folder / name, entry))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: damaged ({error})") from error
     if faults:

@@ -87,6 +87,13 @@ Layer = (
 )  # a mixer's state, or the states of mixers side by side; () for a layer that remembers nothing
 
 
+def _as_rows(rows: Tensor | Sequence[int]) -> Tensor:
+    try:
+        return torch.as_tensor(rows, dtype=torch.int64 if isinstance(rows, list) and not rows else None)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StateError(f"rows: {rows!r}; give a list of row numbers") from error
+
+
 def _write(old: Tensor, new: Tensor) -> Tensor:
     if old is new:
         return old
@@ -220,7 +227,7 @@ class ModelState:
     def _rows(self, rows: Tensor | Sequence[int]) -> Tensor:
         """Row numbers as (r,) int64; StateError if one does not exist."""
         self.check()
-        index = torch.as_tensor(rows)
+        index = _as_rows(rows)
         if index.dtype == torch.bool:
             if index.shape != (self.batch,):
                 raise StateError(f"rows: a mask of shape {tuple(index.shape)}; the state has {self.batch} rows")

@@ -42,7 +42,10 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
         raise StateError(f"{path}: not a saved state, or damaged: its checksum does not fit its content")
     about = _about(blob)
     with torch.inference_mode(False):
-        tensors = {name: tensor.to(device or "cpu") for name, tensor in safetensors.torch.load(blob).items()}
+        tensors = {
+            name: tensor.to("cpu" if device is None else device)
+            for name, tensor in safetensors.torch.load(blob).items()
+        }
     layers = [_restore(kind, f"layers.{i}", tensors) for i, kind in enumerate(about["kinds"])]
     cursor = Cursor(tensors["position"], tensors["segment"], tensors["position"].tolist())
     return ModelState(layers, cursor, about["max_length"], about["fingerprint"])

@@ -58,7 +58,7 @@ def test_select_reorders_repeats_and_drops_rows(model, state, rows):
 
 
 @pytest.mark.parametrize(
-    "rows", [[3], [-1], [0.5], [[0]], torch.tensor([True, False])], ids=["high", "negative", "float", "nested", "mask"]
+    "rows", [[3], [-1], [0.5], [[0]], torch.tensor([True, False]), None, {0}, [10**30], ["a"], 0], ids=str
 )
 def test_rows_that_do_not_exist_are_refused(state, rows):
     with pytest.raises(hl.StateError, match="rows"):
@@ -156,6 +156,22 @@ def test_memory_is_taken_over_when_gradients_are_off(model):
     with torch.no_grad():
         state = model(IDS[:, :4], state=state).state
     assert state.layers[0].k.data_ptr() == address
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_a_state_of_no_floating_point_dtype_is_refused(model, dtype):
+    with pytest.raises(hl.StateError, match="dtype"):
+        model.init_state(2, 4, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32])
+def test_ids_of_every_integer_dtype_are_read(model, dtype):
+    assert torch.equal(model(IDS.to(dtype)).logits, model(IDS).logits)
+
+
+def test_no_rows_are_a_choice_too(state):
+    assert state.reset([]).position.tolist() == [8, 8, 8]
+    assert state.select([]).batch == 0
 
 
 @pytest.mark.parametrize("sizes", [(0, 4), (2, 0), (True, 4), (2, 4.0), (2, 10**14)])

@@ -87,6 +87,10 @@ def as_spec(source: str | Path | Mapping[str, Any] | ModelSpec | None = None, /,
 def save(model: HybridLM, folder: str | Path) -> None:
     """Write weights, resolved spec and a manifest of sha256 into a folder. Each file appears whole or not at all."""
     folder = Path(folder)
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise CheckpointError(
+            "the model has no weights yet: it was built on the meta device; call to_empty, init_weights"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     about = {"model_type": "hybridlm", "format": FORMAT, "spec": model.spec.to_dict()}
@@ -101,7 +105,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
     CheckpointError: nothing there, a damaged file, or weights that do not fit the spec, all of it listed at once.
     """
     folder = model_folder(folder)
-    verify_manifest(folder)
+    verify_manifest(folder, [WEIGHTS, CONFIG])
     model = build(_saved_spec(folder), device="meta")
     weights = safetensors.torch.load_file(folder / WEIGHTS, device=str(device))
     check_weights(model, weights, str(folder))
@@ -110,11 +114,14 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
 
 
 def _saved_spec(folder: Path) -> dict[str, Any]:
-    about = json.loads((folder / CONFIG).read_bytes())
-    found = about.get("format") if isinstance(about, dict) else None
+    try:
+        about = json.loads((folder / CONFIG).read_bytes())
+        found, spec = about["format"], about["spec"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: not the config of a saved model ({error!r})") from error
     if found != FORMAT:
         raise CheckpointError(f"{folder}: saved in format {found}; this hybridlm reads format {FORMAT}")
-    return about["spec"]
+    return spec
 
 
 def model_folder(folder: str | Path) -> Path:

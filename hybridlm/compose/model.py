@@ -21,6 +21,7 @@ from hybridlm.layers.norm import norm_class
 from hybridlm.ops.cross_entropy import linear_cross_entropy
 from hybridlm.state import Layer, ModelState
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 LOGITS_AT_ONCE = 1 << 25  # how many logits the loss holds at a time
 
 
@@ -90,7 +91,7 @@ class HybridLM(nn.Module):
         """As forward, up to the final norm: x (b, t, d) and the next state. `logits(x)` does the rest."""
         self._check(ids, state, valid, segment_ids)
         ctx = Context.of(ids, valid, segment_ids) if state is None else state.open(ids, valid, segment_ids)
-        x = self._embed(ctx.align(ids), ctx)
+        x = self._embed(ctx.align(ids.long()), ctx)
         layers: list[Layer] = []
         for i, block in enumerate(self.blocks):
             x, layer = block(x, None if state is None else state.layers[i], ctx)
@@ -133,7 +134,12 @@ class HybridLM(nn.Module):
         except SpecError as error:
             raise StateError(f"init_state: {error}") from error
         weight = self.embed.weight
-        where = {"device": device or weight.device, "dtype": dtype or weight.dtype}
+        where = {
+            "device": weight.device if device is None else torch.device(device),
+            "dtype": weight.dtype if dtype is None else dtype,
+        }
+        if not where["dtype"].is_floating_point:
+            raise StateError(f"init_state: dtype {dtype}; a state holds numbers of a floating-point dtype")
         with torch.inference_mode(False):
             sketch = [block.init_state(1, max_length, device="meta", dtype=where["dtype"]) for block in self.blocks]
             nbytes = batch * ModelState(sketch, Cursor([], [], []), 0).nbytes
@@ -175,6 +181,7 @@ class HybridLM(nn.Module):
 
     def _check_targets(self, targets: Tensor, ids: Tensor) -> None:
         if not torch.compiler.is_compiling():
+            _check_tokens("ids", ids, None)
             _check_tokens("targets", targets, ids.shape)
             _check_range("targets", targets[targets != -100], self.spec.vocab_size)
 
@@ -216,8 +223,8 @@ def _check_tokens(name: str, tensor: Any, shape: torch.Size | None) -> None:
         raise SpecError(f"{name}: shape {tuple(tensor.shape)}; it must be (batch, time), both at least 1")
     if name == "valid" and tensor.dtype != torch.bool:
         raise SpecError(f"valid: dtype {tensor.dtype}; it must be bool, True at real tokens")
-    if name != "valid" and (tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()):
-        raise SpecError(f"{name}: dtype {tensor.dtype}; it must be an integer dtype such as int64")
+    if name != "valid" and tensor.dtype not in INTEGERS:
+        raise SpecError(f"{name}: dtype {tensor.dtype}; it must be one of {', '.join(map(str, INTEGERS))}")
     if shape is not None and tensor.shape != shape:
         raise SpecError(f"{name}: shape {tuple(tensor.shape)}; ids have {tuple(shape)}")
 
@@ -226,7 +233,7 @@ def _check_range(name: str, values: Tensor, vocab: int) -> None:
     """On the CPU, where looking costs nothing; a GPU's own assertion says it there."""
     if values.device.type != "cpu" or values.numel() == 0:
         return
-    least, most = int(values.min()), int(values.max())
+    least, most = int(values.long().min()), int(values.long().max())
     if least < 0 or most >= vocab:
         bad = least if least < 0 else most
         raise SpecError(f"{name}: {bad} is no token id; the vocabulary has 0 to {vocab - 1}")

@@ -122,11 +122,11 @@ def test_a_foreign_notation_is_read_only_when_asked_for():
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_path_at_once(changes, message):
-    plan(spec())
-    start = time.perf_counter()
+    plan(spec(pattern="A@s A@s{rope_theta: 5}"))  # PyTorch's meta device takes a second when first used
+    start = time.process_time()
     with pytest.raises((SpecError, PatternError), match=message):
         plan(spec(**changes))
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 @pytest.mark.parametrize("missing", ["d_model", "vocab_size", "pattern"])

@@ -219,9 +219,7 @@ class NonFiniteGuard(Callback):
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients.values())):
             bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-            raise self._error(
-                trainer, f"the loss is finite, its gradient is not: {', '.join(bad[-3:]) or 'its norm'}."
-            )
+            raise self._error(trainer, f"the loss is finite, its gradient is not: {', '.join(bad[-3:]) or 'its norm'}.")
 
     def _error(self, trainer: pl.Trainer, what: str) -> NonFiniteError:
         kept = sorted((Path(trainer.default_root_dir) / "checkpoints").glob("step-*"))

@@ -203,7 +203,7 @@ class HybridCLI(LightningCLI):
         """Where this run goes: as asked, or the next free number. Refuses to run over another run."""
         run = self._option("run") or os.environ.get(RUN_VARIABLE)
         if run is None:
-            run = _next_free(Path("runs") / Path(self._option("model")["spec"]).stem)
+            run = next_free(Path("runs") / Path(self._option("model")["spec"]).stem)
         elif RUN_VARIABLE not in os.environ and self._option("ckpt_path") is None and _holds_run(Path(run)):
             raise CheckpointError(
                 f"{run} holds a run already; resume it with `hybridlm fit --resume {run}`, or choose another --run"
@@ -264,7 +264,7 @@ def _holds_run(run: Path) -> bool:
     return any((run / "checkpoints").glob("step-*"))
 
 
-def _next_free(folder: Path) -> Path:
+def next_free(folder: Path) -> Path:
     """folder/0, folder/1, ...: the first that could be made here and now, so that two runs never share one."""
     folder.mkdir(parents=True, exist_ok=True)
     taken = [int(place.name) for place in folder.iterdir() if place.name.isdecimal()]

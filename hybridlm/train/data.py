@@ -117,17 +117,23 @@ class TextData(pl.LightningDataModule):
         return self._loader(stream)
 
     def val_dataloader(self) -> DataLoader:
-        """Every held-out token once, in order. Several devices share it through Lightning's DistributedSampler."""
-        windows = HeldOutWindows(self.bins.held_out, context=self.context, pack=self.pack)
-        return self._loader(windows, self.batch_size)
+        """Every held-out token once, shuffled, always alike: the first batches are a fair sample of all documents.
+
+        Several devices share it through Lightning's DistributedSampler.
+        """
+        return self._held_out_loader(shuffled=True)
 
     def test_dataloader(self) -> DataLoader:
-        """The held-out split."""
+        """As validation."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
-        """The held-out split."""
-        return self.val_dataloader()
+        """Every held-out token once, in the order of the text."""
+        return self._held_out_loader(shuffled=False)
+
+    def _held_out_loader(self, *, shuffled: bool) -> DataLoader:
+        windows = HeldOutWindows(self.bins.held_out, context=self.context, pack=self.pack, shuffled=shuffled)
+        return self._loader(windows, self.batch_size)
 
     def _loader(self, dataset: Dataset, batch_size: int | None = None) -> DataLoader:
         keep = self.workers > 0
@@ -200,16 +206,20 @@ class TrainingStream(IterableDataset):
 
 
 class HeldOutWindows(Dataset):
-    """Windows end to end: each token but the first of its document is a target exactly once. The last one is padded."""
+    """Windows end to end: each token but the first of its document is a target exactly once; the last one is padded.
 
-    def __init__(self, tokens: TokenBin, *, context: int, pack: bool) -> None:
-        self.bin, self.context, self.pack = tokens, context, pack
+    Shuffled, they come in a fixed pseudo-random order.
+    """
+
+    def __init__(self, tokens: TokenBin, *, context: int, pack: bool, shuffled: bool) -> None:
+        self.bin, self.context, self.pack, self.shuffled = tokens, context, pack, shuffled
 
     def __len__(self) -> int:
         return -(-(self.bin.tokens - 1) // self.context)
 
     def __getitem__(self, index: int) -> Batch:
-        offsets = np.asarray([index * self.context])
+        place = permute(index, len(self), key=0) if self.shuffled else index
+        offsets = np.asarray([place * self.context])
         batch = cut_windows(self.bin.read(), self.bin.starts(), offsets, self.context, self.pack)
         return {name: tensor[0] for name, tensor in batch.items()}
 

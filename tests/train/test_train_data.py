@@ -115,6 +115,17 @@ def test_held_out_windows_predict_every_token_once(text, tmp_path):
     assert mine == sorted(wanted.tolist())
 
 
+def test_validation_shuffles_the_windows_that_prediction_reads_in_order(text, tmp_path):
+    data = make(text, tmp_path, context=13, batch_size=1)
+    rows = [
+        [tuple(b["ids"][0].tolist()) for b in loader] for loader in (data.val_dataloader(), data.predict_dataloader())
+    ]
+    assert sorted(rows[0]) == sorted(rows[1])
+    assert rows[0] != rows[1]
+    assert rows[0] == [tuple(b["ids"][0].tolist()) for b in data.val_dataloader()]
+    assert [t for row in rows[1] for t in row][: data.bins.held_out.tokens] == data.bins.held_out.read().tolist()
+
+
 def test_documents_are_on_one_side_and_stay_there(text, tmp_path):
     def documents(split):
         content = bytes(split.read().astype(np.uint8))

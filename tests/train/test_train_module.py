@@ -41,7 +41,7 @@ def test_predictions_are_the_loss_of_each_token(make_run):
     run = make_run(max_steps=2)
     run.fit()
     nll = torch.cat(run.trainer.predict(run.module, run.data))
-    targets = torch.cat([batch["targets"] for batch in run.data.val_dataloader()])
+    targets = torch.cat([batch["targets"] for batch in run.data.predict_dataloader()])
     run.trainer.validate(run.module, datamodule=run.data, verbose=False)
     run.trainer.test(run.module, datamodule=run.data, verbose=False)
     whole = make_run(limit_val_batches=1.0)

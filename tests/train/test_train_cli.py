@@ -1,0 +1,180 @@
+"""hybridlm fit | validate | test | predict: settings arrive, a mistake is one panel, a run is one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import hybridlm as hl
+from hybridlm.resources import config_names, config_path
+from hybridlm.train import callbacks, cli
+from hybridlm.train.tokenize import train_tokenizer
+
+SMALL = ["--data.context=16", "--data.batch_size=2", "--data.held_out=0.2", "--trainer.accelerator=cpu"]
+QUICK = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def fit(here, spec, texts):
+    """fit(*options) -> exit code of a small run."""
+    return lambda *options: cli.main(["fit", f"--model.spec={spec}", f"--data.path={texts}", *SMALL, *QUICK, *options])
+
+
+def config(run):
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_a_run_is_one_folder(fit, here, spec, capsys):
+    assert fit() == 0
+    run = here / "runs" / "small" / "0"
+    names = {"config.yaml", "model.yaml", "checkpoints", "model", "metrics.csv", "loss.png", "tensorboard"}
+    assert {path.name for path in run.iterdir()} == names
+    assert (run / "model.yaml").read_text() == spec.read_text()
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "val_bpb" in (run / "metrics.csv").read_text().splitlines()[0]
+    assert hl.load(run).spec.d_model == 32
+    assert "val_bpb" in capsys.readouterr().out
+    assert fit() == 0
+    assert (here / "runs" / "small" / "1").is_dir()
+    assert cli.RUN_VARIABLE not in os.environ
+
+
+def test_an_override_reaches_interpolations(fit, here):
+    """With parser_mode "omegaconf" the file's own value would arrive at the other places."""
+    (here / "c.yaml").write_text(
+        "seed_everything: 3\nmodel: {seed: '${seed_everything}'}\ndata: {seed: '${model.seed}'}\n"
+        "checkpoint: {every: '${trainer.max_steps}'}\n"
+    )
+    assert fit("--config=c.yaml", "--seed_everything=7", "--run=r") == 0
+    saved = config(here / "r")
+    assert (saved["seed_everything"], saved["model"]["seed"], saved["data"]["seed"]) == (7, 7, 7)
+    assert saved["checkpoint"]["every"] == 4
+
+
+def test_shipped_configs_are_read(here, spec, texts, capsys):
+    names = [name for name in config_names() if name.startswith(("train/", "quickstart/"))]
+    assert names
+    for name in names:
+        options = [f"--config={config_path(name)}", f"--model.spec={spec}", f"--data.path={texts}"]
+        assert cli.main(["fit", *options, "--print_config"]) == 0, name
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert shown["model"]["seed"] == 0
+
+
+def test_resume_goes_on_with_the_same_settings(fit, here, capsys):
+    assert fit("--run=r", "--model.lr=0.01") == 0
+    whole = hl.load("r")
+    assert cli.main(["fit", "--resume=r", "--trainer.max_steps=6"]) == 0
+    assert sorted(p.name for p in (here / "r" / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert config(here / "r")["model"]["lr"] == 0.01
+    assert config(here / "r")["ckpt_path"] is None
+    assert {"metrics.csv", "metrics.0.csv"} <= {p.name for p in (here / "r").iterdir()}  # the first part is kept
+    assert not torch.equal(hl.load("r").embed.weight, whole.embed.weight)
+
+
+def test_a_run_moves_with_its_folder(fit, here, tmp_path_factory, monkeypatch, spec):
+    assert fit("--run=r") == 0
+    place = tmp_path_factory.mktemp("elsewhere")
+    (here / "r").rename(place / "moved")
+    spec.unlink()
+    monkeypatch.chdir(place)
+    assert cli.main(["validate", "--resume", "moved"]) == 0
+
+
+def test_ctrl_c_exits_130_and_says_how_to_resume(fit, here, monkeypatch, capsys):
+    step = callbacks.NonFiniteGuard.on_before_optimizer_step
+
+    def press(guard, trainer, pl_module, optimizer):
+        step(guard, trainer, pl_module, optimizer)
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.NonFiniteGuard, "on_before_optimizer_step", press)
+        assert fit("--run=r") == 130
+    assert "hybridlm fit --resume r" in capsys.readouterr().err
+    assert cli.main(["fit", "--resume", "r"]) == 0
+
+
+def test_measures_of_a_run(fit, here, capsys):
+    assert fit("--run=r") == 0
+    capsys.readouterr()
+    assert cli.main(["validate", "--resume=r", "--trainer.limit_val_batches=null"]) == 0
+    assert "val_ppl" in capsys.readouterr().out
+    assert cli.main(["test", "--resume=r"]) == 0
+    assert "test_bpb" in capsys.readouterr().out
+    before = sorted(p.name for p in here.joinpath("r").rglob("*"))
+    assert cli.main(["predict", "--resume=r"]) == 0
+    nll = load_file("r/nll.safetensors")["nll"]
+    assert nll.shape[1] == 16
+    assert nll.mean() > 0
+    assert set(before) | {"nll.safetensors"} == {p.name for p in here.joinpath("r").rglob("*")}
+
+
+def test_a_tokenizer_goes_with_the_run(fit, here, spec, texts):
+    train_tokenizer(str(texts), vocab_size=300, output="t.json")
+    spec.write_text(spec.read_text().replace("vocab_size: 256", "vocab_size: 300"))
+    assert fit("--run=r", "--data.tokenizer=t.json", "--data.context=8") == 0
+    assert json.loads((here / "r" / "tokenizer.json").read_text()) == json.loads((here / "t.json").read_text())
+    (here / "t.json").unlink()
+    assert cli.main(["validate", "--resume=r"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--data.contxt=3"], 2, "--data.contxt=3 Did you mean '--data.context'?"),
+        (["--model.lr=fast"], 2, "model.lr"),
+        (["--config=none.yaml"], 2, "none.yaml"),
+        (["--data.path=none"], 1, "no such file or folder: 'none'"),
+        (["--data.context=100000"], 1, "data.context: 100000 tokens"),
+        (["--model.spec=none.yaml"], 1, "none.yaml"),
+        (["--model.schedule=square"], 2, "model.schedule"),
+        (["--ckpt_path=none"], 1, "no checkpoint there"),
+    ],
+)
+def test_a_mistake_is_one_panel(fit, here, capsys, options, code, words):
+    assert fit(*options) == code
+    error = capsys.readouterr().err
+    flat = " ".join(error.replace("│", " ").split())
+    assert words in flat
+    assert "usage:" not in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) < 14
+
+
+def test_no_run_is_written_over(fit, capsys):
+    assert fit("--run=r") == 0
+    assert fit("--run=r") == 1
+    assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["fit"], 2, "--model.spec configs/models/tiny.yaml"),
+        (["validate", "--model.spec=x"], 1, "which weights?"),
+        (["fit", "--resume=none"], 1, "no checkpoint there"),
+    ],
+)
+def test_incomplete_commands(here, capsys, argv, code, words):
+    assert cli.main(argv) == code
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_shows_an_example(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    assert f"examples:\n  hybridlm {command} --" in capsys.readouterr().out

@@ -121,8 +121,8 @@ class Mamba2(Mixer):
         self.conv1d.reset_parameters(streams.at("conv1d"))
         dt = init.log_uniform(self.dt_bias.shape, c.dt_min, c.dt_max, streams("dt_bias"))
         init.fill(self.dt_bias, init.inverse_softplus(dt.clamp(min=1e-4)))  # smaller steps would never be learned
-        init.uniform(self.A_log, 1, 16, streams("A_log"))
-        init.fill(self.A_log, self.A_log.log())  # decay rates uniform, not log-uniform, as in the paper's code
+        A = 1 + 15 * torch.rand(self.A_log.shape, generator=streams("A_log"), device="cpu")
+        init.fill(self.A_log, A.log())  # decay rates uniform, not log-uniform, as in the paper's code
         init.fill(self.D, torch.ones(self.D.shape))
         self.norm.reset_parameters()
         init.linear(self.out_proj, streams, "out_proj")

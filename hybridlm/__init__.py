@@ -22,6 +22,8 @@ _LAZY = {
     "Context": "hybridlm.context",
     "Mixer": "hybridlm.layers.mixer",
     "generate": "hybridlm.infer.generate",
+    "Stream": "hybridlm.infer",
+    "Sampler": "hybridlm.infer",
     "mixers": "hybridlm.registry",
     "mlps": "hybridlm.registry",
 }

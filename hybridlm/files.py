@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hybridlm.errors import CheckpointError
@@ -60,6 +61,56 @@ def sha256(path: str | Path) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_together(folder: str | Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write several files of a folder, and their manifest, so that all of them change or none does.
+
+    writers: {name: a function that writes the file at the path it is given}. Everything is written beside and flushed
+    before the first old file is touched; whatever then goes wrong, the old files are put back and the error raised.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
+    try:
+        for name, write in writers.items():
+            write(staged / name)
+            _flush(staged / name)
+        write_manifest(staged, list(writers))
+        _swap(staged, folder, [*writers, MANIFEST])
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _swap(staged: Path, folder: Path, names: list[str]) -> None:
+    """Move the staged files into the folder; put the old ones back if that fails half-way."""
+    before = staged / "before"
+    before.mkdir()
+    old = [name for name in names if (folder / name).exists()]
+    for name in old:
+        _link(folder / name, before / name)
+    try:
+        for name in names:
+            os.replace(staged / name, folder / name)
+    except BaseException:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        for name in old:
+            _link(before / name, folder / name)
+        raise
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file; a copy on file systems that know no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def write_manifest(folder: str | Path, names: list[str]) -> None:

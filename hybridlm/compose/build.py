@@ -18,7 +18,7 @@ from hybridlm.compose.model import HybridLM
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, SpecError
-from hybridlm.files import atomic_write, verify_manifest, write_manifest
+from hybridlm.files import verify_manifest, write_together
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -85,18 +85,23 @@ def as_spec(source: str | Path | Mapping[str, Any] | ModelSpec | None = None, /,
 
 
 def save(model: HybridLM, folder: str | Path) -> None:
-    """Write weights, resolved spec and a manifest of sha256 into a folder. Each file appears whole or not at all."""
-    folder = Path(folder)
+    """Write weights, resolved spec and a manifest of sha256 into a folder.
+
+    A model that is there already is replaced as a whole, or, on a full disk say, stays as it is and OSError is raised.
+    """
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise CheckpointError(
             "the model has no weights yet: it was built on the meta device; call to_empty, init_weights"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     about = {"model_type": "hybridlm", "format": FORMAT, "spec": model.spec.to_dict()}
-    atomic_write(folder / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"}))
-    atomic_write(folder / CONFIG, json.dumps(about, indent=2).encode())
-    write_manifest(folder, [WEIGHTS, CONFIG])
+    write_together(
+        folder,
+        {
+            WEIGHTS: lambda path: safetensors.torch.save_file(weights, path, {"format": "pt"}),
+            CONFIG: lambda path: path.write_text(json.dumps(about, indent=2)),
+        },
+    )
 
 
 def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:

@@ -1,7 +1,10 @@
 """Building, initialising, saving and loading models."""
 
 import copy
+import errno
 import json
+import os
+import pathlib
 import time
 
 import pytest
@@ -248,3 +251,38 @@ def test_memory_is_asked_for_before_layers_are_made():
     with pytest.raises(hl.SpecError, match="make it smaller"):
         hl.build(pattern="A4096", d_model=2048, vocab_size=50)
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("failing", "after"),
+    [("save_file", 0), ("write_text", 0), *(("fsync", n) for n in range(3)), *(("replace", n) for n in range(4))],
+)
+def test_a_save_that_fails_leaves_the_model_that_was_there(tmp_path, monkeypatch, failing, after):
+    """A full disk at any moment: the old model loads, and no litter is left."""
+    old = make("A")
+    hl.save(old, tmp_path)
+    listing = sorted(path.name for path in tmp_path.iterdir())
+    owner = {"save_file": safetensors.torch, "write_text": pathlib.Path, "fsync": os, "replace": os}[failing]
+    real, calls = getattr(owner, failing), []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, failing, full)
+    with pytest.raises(OSError, match="No space left"):
+        hl.save(make("A", seed=1), tmp_path)
+    monkeypatch.undo()
+    assert same(hl.load(tmp_path), old)
+    assert sorted(path.name for path in tmp_path.iterdir()) == listing
+
+
+def test_saving_over_a_model_replaces_it_and_leaves_strangers_alone(tmp_path):
+    hl.save(make("A"), tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    new = make("MA", seed=1)
+    hl.save(new, tmp_path)
+    assert same(hl.load(tmp_path), new)
+    assert (tmp_path / "tokenizer.json").read_text() == "{}"

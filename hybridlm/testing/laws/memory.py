@@ -185,14 +185,14 @@ def autocast(s: Subject, wanted: dict[str, torch.dtype]) -> Iterator[Result]:
 
 
 def remembers_long(s: Subject) -> Iterator[Result]:
-    """Thousands of tokens with the slowest decay: the state is that of a float64 run."""
+    """Thousands of tokens with the slowest decay: the state is that of a float64 run, handed on at other places."""
     twin, reference = s.twin(), s.twin(torch.float64, "reference")
     tokens = 16384 if all(long_memory(subject.module) for subject in (twin, reference)) else 2048
     x = s.draw(1, tokens, seed=13)
     states = []
-    for subject in (twin, reference):
+    for subject, size in ((twin, 128), (reference, 512)):
         state = subject.init_state(1, tokens)
-        for piece in x.to(subject.dtype).split(512, dim=1):
+        for piece in x.to(subject.dtype).split(size, dim=1):
             state = subject.run(piece, state)[1]
         states.append(memory(state))
     limit = {torch.float64: EXACT[torch.float64] * 100, torch.float32: 1e-4}.get(s.dtype) or 4 * FLOOR[s.dtype]

@@ -106,7 +106,8 @@ def purity(s: Subject) -> Iterator[Result]:
     for t in (1, 2, s.tokens):
         x = s.scene[:, :t]
         alone, begun = s.run(x)[0], s.run(x, s.init_state(s.rows))[0]
-        for other in (s.draw(2, s.tokens, 8), 100 * s.draw(s.rows + 1, 3, 9), s.draw(s.rows, 1, 10)):
+        shapes = ((2, s.tokens), (s.rows + 1, 3), (s.rows, 1), (s.rows, t))
+        for other in (10 * s.draw(*shape, seed=8) for shape in shapes):
             s.run(other)
             s.run(other, s.init_state(len(other)))
         yield same(f"{t} tokens", s.run(x)[0], alone)

@@ -1,6 +1,6 @@
-"""The README is executed: its Python as it stands, and every command it shows, training shortened.
+"""The README is executed, and so are the pages on its commands: Python as it stands, every command, training shortened.
 
-A command that no runner knows fails the tests: whatever the README promises is tried.
+A command that no runner knows fails the tests: whatever is promised is tried.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import hybridlm as hl
 from hybridlm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS = ("hybridlm", "make", "python", "python3", "pip", ".")
+PAGES = ["README.md", "docs/describe.md", "docs/train.md", "docs/generate.md"]
+TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+README = TEXT["README.md"]
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def _blocks(language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT[page], re.DOTALL | re.MULTILINE)
 
 
-def _commands() -> list[str]:
-    """Lines of the shell blocks, parts joined by && apart, and what stands in backticks and begins with a program."""
-    lines = [line.partition(" #")[0] for block in _blocks("(?:sh|bash)") for line in block.splitlines()]
-    prose = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+def _commands(page: str = "README.md") -> list[str]:
+    """Lines of the shell blocks, parts joined by && apart; in the README also what stands in backticks."""
+    lines = [line.partition(" #")[0] for block in _blocks("(?:sh|bash)", page) for line in block.splitlines()]
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE) if page == "README.md" else ""
     inline = re.findall(r"`((?:hybridlm|make|pip|python3?) [^`]+)`", prose)
     parts = [part.strip() for line in [*lines, *inline] for part in line.split("&&")]
     return list(dict.fromkeys(part for part in parts if part))
@@ -45,28 +46,24 @@ def _run(command: str, *more: str, run: str = "RUN") -> None:
 
 
 def _train(command: str) -> None:
-    """A few steps on a small text."""
-    shorter = {
-        "data.path": "book.txt",
-        "data.cache": "cache",
-        "data.context": "32",
-        "data.batch_size": "2",
-        "trainer.max_steps": "3",
-        "trainer.val_check_interval": "3",
-        "trainer.enable_progress_bar": "false",
-    }
+    """A few steps on a small text; one step more where a run is resumed."""
+    shorter = {"trainer.enable_progress_bar": "false", "trainer.max_steps": "4"}
+    if "--resume" not in command:
+        small = {"data.path": "texts", "data.cache": "cache", "data.context": "32", "data.batch_size": "2"}
+        shorter |= small | {"trainer.max_steps": "3", "trainer.val_check_interval": "3"}
     _run(command, *(word for key, value in shorter.items() for word in (f"--{key}", value)))
 
 
 def _generate(command: str) -> None:
-    """With the run that the command before it trained, and few tokens."""
+    """A few tokens, with the run that was trained before it, or with an untrained model."""
+    if not Path("runs").exists():
+        hl.save(hl.build("configs/models/tiny.yaml"), "runs/tiny/0")
     (run,) = Path("runs").glob("*/0")
-    more = [] if "--max-new-tokens" in command else ["--max-new-tokens", "4"]
-    _run(command, *more, run=str(run))
+    new = re.search(r"--max-new-tokens (\d+)", command)
+    _run(command, *([] if new else ["--max-new-tokens", "4"]), run=str(run))
     if saved := re.search(r"--save-state (\S+)", command):
-        assert hl.load_state(saved[1]).position.tolist() == [
-            len(Path("book.txt").read_bytes()) + int(more[-1] if more else 0)
-        ]
+        read = Path("book.txt").stat().st_size + int(new[1] if new else 4)
+        assert hl.load_state(saved[1]).position.tolist() == [read]
 
 
 def _laws(command: str) -> None:
@@ -113,8 +110,8 @@ RUNNERS: dict[str, Callable[[str], None]] = {
     r"make demo": _demo,
     r"make test": _test,
     r"(python3 -m venv|\. |pip install) ?.*": _install,
-    r"hybridlm (describe|mixers|doctor|schema)\b.*": _run,
-    r"hybridlm fit\b.*": _train,
+    r"hybridlm (describe|mixers|doctor|schema|tokenize)\b.*": _run,
+    r"hybridlm (fit|validate|test|predict)\b.*": _train,
     r"hybridlm generate\b.*": _generate,
     r"python -m hybridlm\.testing\b.*": _laws,
 }
@@ -124,8 +121,12 @@ def _runners(command: str) -> list[Callable[[str], None]]:
     return [runner for pattern, runner in RUNNERS.items() if re.fullmatch(pattern, command)]
 
 
-IN_ORDER = [command for command in _commands() if set(_runners(command)) & {_train, _generate}]
-ALONE = [command for command in _commands() if command not in IN_ORDER]
+def _in_order(page: str) -> list[str]:
+    """Commands that go on from what the ones before them left."""
+    return [command for command in _commands(page) if set(_runners(command)) & {_train, _generate}]
+
+
+ALONE = list(dict.fromkeys(command for page in PAGES for command in _commands(page) if command not in _in_order(page)))
 
 
 # --------------------------------------------------------------------------------------------------------------- tests
@@ -134,12 +135,14 @@ def place(tmp_path, monkeypatch) -> Path:
     """A folder to run in, with what a clone has and the README names, and a text to read."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "hybridlm").glob("*.py")))
-    (tmp_path / "book.txt").write_text(text.encode("ascii", "ignore").decode()[:8000], encoding="utf-8")
+    (tmp_path / "texts").mkdir()
+    for path in (tmp_path / "book.txt", tmp_path / "texts/book.txt"):
+        path.write_text(text[:8000], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("command", _commands())
+@pytest.mark.parametrize("command", [command for page in PAGES for command in _commands(page)])
 def test_every_command_has_a_runner(command):
     assert len(_runners(command)) == 1, f"{command}: nothing here runs it"
 
@@ -153,11 +156,15 @@ def test_commands_are_found():
     assert len([command for command in _commands() if "--plot" in command]) == 1
 
 
-@pytest.mark.parametrize("block", _blocks("python"), ids=lambda block: block.split("\n")[0])
-def test_python_runs(block, place):
+@pytest.mark.parametrize("page", ["README.md", "docs/describe.md", "docs/generate.md"])
+def test_python_runs(page, place):
+    (block,) = _blocks("python", page)
     namespace: dict = {"__name__": "__main__"}
-    exec(compile(block, "README.md", "exec"), namespace)
-    assert namespace["text"].shape == (2, 30)
+    exec(compile(block, page, "exec"), namespace)
+    shapes = {"README.md": ("text", (2, 30)), "docs/generate.md": ("out", (2, 18))}
+    if page in shapes:
+        name, shape = shapes[page]
+        assert namespace[name].shape == shape
 
 
 @pytest.mark.parametrize("block", _blocks("yaml"))
@@ -174,9 +181,10 @@ def test_command(command, place):
         runner(command)
 
 
-def test_train_then_write(place):
+@pytest.mark.parametrize("page", [page for page in PAGES if _in_order(page)])
+def test_commands_in_order(page, place):
     """Each goes on from what the ones before it left: a run, a saved state."""
-    for command in IN_ORDER:
+    for command in _in_order(page):
         for runner in _runners(command):
             runner(command)
 

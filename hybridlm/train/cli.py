@@ -126,7 +126,7 @@ class Parser(LightningArgumentParser):
 
 
 class HybridCLI(LightningCLI):
-    """LitHybridLM and TextData behind one command line. A run is one folder: see docs/training.md."""
+    """LitHybridLM and TextData behind one command line. A run is one folder."""
 
     def __init__(self, args: list[str]) -> None:
         parser = {"parser_mode": "omegaconf+", "default_env": False}

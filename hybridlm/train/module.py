@@ -101,10 +101,10 @@ class LitHybridLM(pl.LightningModule):
     def _log_score(self, stage: str) -> None:
         loss = self.score.compute().float()  # sums every device's tokens
         self.score.reset()
-        self.log(f"{stage}_loss", loss)
-        self.log(f"{stage}_ppl", loss.exp())
+        measures = {"loss": loss, "ppl": loss.exp()}
         if self.bytes_per_token is not None:
-            self.log(f"{stage}_bpb", bits_per_byte(loss, self.bytes_per_token))
+            measures["bpb"] = bits_per_byte(loss, self.bytes_per_token)
+        self.log_dict({f"{stage}_{name}": value for name, value in measures.items()}, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(b, t) NLL in nats of each target; 0 where there is none."""

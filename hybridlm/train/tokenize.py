@@ -56,7 +56,7 @@ def _texts(corpus: Corpus, separator: str | None) -> Iterator[str]:
 def tokenize(
     path: list[str] | None = None, vocab_size: int = 8192, output: str = "tokenizer.json", separator: str | None = None
 ) -> None:
-    """Train a byte-level BPE tokenizer: `hybridlm tokenize --path 'texts/*.txt' --vocab_size 8192`.
+    """Train a byte-level BPE tokenizer: `hybridlm tokenize --path texts --vocab-size 8192`.
 
     Args:
         path: files, folders or globs of UTF-8 text; without one, Python's standard library.

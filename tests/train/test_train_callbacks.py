@@ -197,3 +197,11 @@ def test_a_damaged_checkpoint_does_not_start_a_run(make_run):
 def test_settings_of_checkpoints(settings):
     with pytest.raises(CheckpointError, match="must be 1 or more"):
         RunCheckpoint(**settings)
+
+
+def test_measuring_exports_nothing(make_run):
+    """`hybridlm validate` has the same callbacks; it must not take what it measures for the run's best model."""
+    run = make_run()
+    run.trainer.validate(run.module, datamodule=run.data, verbose=False)
+    assert "val_loss" in run.trainer.callback_metrics
+    assert not (run.folder / "model").exists()

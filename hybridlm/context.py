@@ -10,6 +10,8 @@ Two things are settled here once, so that no layer has to think of them:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -73,36 +75,60 @@ class Cursor:
 
     position: (b,) int64 on the device, valid tokens of the row's current document.
     segment:  (b,) int64 on the device, that document's id. Rows start in document 0.
-    lengths:  position, as host integers, so that capacity is checked without waiting for the device.
+    known:    position, as host integers, so that capacity is checked without waiting for the device; None after
+              compiled calls, which cannot count on the host.
+    over:     whether the row's document began over another one.
     """
 
     position: Tensor
     segment: Tensor
-    lengths: list[int]
+    known: list[int] | None
+    over: list[bool]
 
     @classmethod
     def zeros(cls, batch: int, *, device: torch.device | str | None = None) -> Cursor:
         """Every row at the start of document 0."""
-        with torch.inference_mode(False):
-            position = torch.zeros(batch, dtype=torch.int64, device=device)
-            return cls(position, torch.zeros_like(position), [0] * batch)
+        position = torch.zeros(batch, dtype=torch.int64, device=device)
+        return cls(position, torch.zeros_like(position), [0] * batch, [False] * batch)
+
+    @property
+    def lengths(self) -> list[int]:
+        """position, as host integers."""
+        if self.known is None:
+            self.known = self.position.tolist()
+        return self.known
 
     def fork(self) -> Cursor:
         """A copy that shares nothing."""
-        with torch.inference_mode(False):
-            return Cursor(self.position.clone(), self.segment.clone(), list(self.lengths))
+        with outside_inference():
+            return Cursor(self.position.clone(), self.segment.clone(), list(self.lengths), list(self.over))
 
     def select(self, rows: Tensor) -> Cursor:
         """The given rows, in the given order. rows: (r,) int64."""
-        rows = rows.to(self.position.device)
-        with torch.inference_mode(False):
-            return Cursor(self.position[rows], self.segment[rows], [self.lengths[row] for row in rows.tolist()])
+        index, rows = rows.to(self.position.device), rows.tolist()
+        known, over = [self.lengths[row] for row in rows], [self.over[row] for row in rows]
+        with outside_inference():
+            return Cursor(self.position[index], self.segment[index], known, over)
 
     def reset(self, rows: Tensor) -> None:
         """Rows back to the start of document 0. rows: (b,) bool."""
         self.position.masked_fill_(rows, 0)
         self.segment.masked_fill_(rows, 0)
-        self.lengths = [0 if gone else length for gone, length in zip(rows.tolist(), self.lengths, strict=True)]
+        gone = rows.tolist()
+        self.known = [0 if empty else length for empty, length in zip(gone, self.lengths, strict=True)]
+        self.over = [before and not empty for empty, before in zip(gone, self.over, strict=True)]
+
+    def check_rollback(self, count: int) -> None:
+        """StateError unless every row's document has `count` tokens, and more where it began over another."""
+        for row, (length, over) in enumerate(zip(self.lengths, self.over, strict=True)):
+            if count > length or (over and count == length > 0):
+                more = ", and began over another one, which is gone" if over else ""
+                raise StateError(f"rollback: {count} tokens, but the document of row {row} has {length}{more}")
+
+    def rollback(self, count: int) -> None:
+        """Move every row back by `count` tokens."""
+        self.position.sub_(count)
+        self.known = [length - count for length in self.lengths]
 
     def open(
         self,
@@ -127,6 +153,8 @@ class Cursor:
         if segment_ids is not None:
             ids = segment_ids if order is None else _take(segment_ids, order)
             document, positions, segment = _documents(ids, lengths, start, self.segment)
+            if not torch.compiler.is_compiling():
+                self.over = _began_over(start, document, self.over)
         after = _after(start, positions, lengths)
         return self._move(
             after,
@@ -144,15 +172,23 @@ class Cursor:
         self, after: Tensor, segment: Tensor, max_length: int | None, tokens: int | None = None, **seen
     ) -> Context:
         if torch.compiler.is_compiling():
-            lengths, past, extent = self.lengths, max_length or 0, max_length or 0
+            known, past, extent = None, max_length or 0, max_length or 0
         else:
-            lengths = after.tolist() if tokens is None else [length + tokens for length in self.lengths]
-            past, extent = max(self.lengths, default=0), max(lengths, default=0)
-            _check_capacity(extent, max_length, lengths)
+            known = after.tolist() if tokens is None else [length + tokens for length in self.lengths]
+            past, extent = max(self.lengths, default=0), max(known, default=0)
+            _check_capacity(extent, max_length, known)
         self.position.copy_(after)
         self.segment.copy_(segment)
-        self.lengths = lengths
+        self.known = known
         return Context(past=past, extent=extent, **seen)
+
+
+@contextmanager
+def outside_inference() -> Iterator[None]:
+    """Tensors made within are normal ones, that may be changed in any mode; whether gradients flow stays as it was."""
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        yield
 
 
 def _check_capacity(extent: int, max_length: int | None, lengths: list[int]) -> None:
@@ -188,6 +224,13 @@ def _documents(ids: Tensor, lengths: Tensor | None, start: Tensor, segment: Tens
     origin = torch.where(begins, steps, 0).cummax(dim=1).values
     positions = torch.where(document == 0, start[:, None] + steps, steps - origin)
     return document, positions, ids[:, -1]
+
+
+def _began_over(start: Tensor, document: Tensor, over: list[bool]) -> list[bool]:
+    """Whether each row's last document began over another: in this call, or before and it still goes on."""
+    first = document[:, 0] * (start == 0)  # a document that begins in an empty row begins over nothing
+    began = (document[:, -1] - first > 0).tolist()
+    return [now or before for now, before in zip(began, over, strict=True)]
 
 
 def _after(start: Tensor, positions: Tensor, lengths: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from hybridlm.context import Context, Cursor
+from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import StateError, UnsupportedError
 
 
@@ -30,6 +30,7 @@ class LayerState:
 
     def __post_init__(self) -> None:
         self.spent = False
+        self.held = False  # by a graph: it came out of a call with gradients, which may need it in the backward pass
         self.cursor: Cursor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -46,11 +47,18 @@ class LayerState:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
-    def open(self, x: Tensor) -> Context:
+    def open(self, x: Tensor, max_length: int | None) -> Context:
         """The context of a mixer that is called on its own, without a model: its state keeps the clock."""
         if self.cursor is None:
-            self.cursor = Cursor.zeros(self.batch, device=x.device)
-        return self.cursor.open(x)
+            with outside_inference():
+                self.cursor = Cursor.zeros(self.batch, device=x.device)
+        return self.cursor.open(x, max_length=max_length)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its memory may be overwritten: gradients are off, and nothing in a graph needs it."""
+        held = self.held or any(tensor.requires_grad for tensor in self.tensors().values())
+        return not held and not torch.is_grad_enabled()
 
     def check(self, batch: int) -> None:
         """StateError if this state is spent or has another number of rows."""
@@ -64,13 +72,16 @@ class LayerState:
 
         With gradients off the memory of this state is written and handed on; otherwise the new tensors are.
         """
-        successor = type(self)(**{name: _write(old, tensors.get(name, old)) for name, old in self.tensors().items()})
-        successor.cursor, self.spent = self.cursor, True
+        pairs = {name: (old, tensors.get(name, old)) for name, old in self.tensors().items()}
+        successor = type(self)(**{name: _write(*pair, self.in_place) for name, pair in pairs.items()})
+        successor.cursor, successor.held, self.spent = self.cursor, torch.is_grad_enabled(), True
         return successor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """A state with every tensor replaced by change(tensor)."""
-        return type(self)(**{name: change(tensor) for name, tensor in self.tensors().items()})
+        """A state of the same rows with every tensor replaced by change(tensor)."""
+        changed = type(self)(**{name: change(tensor) for name, tensor in self.tensors().items()})
+        changed.cursor = self.cursor and self.cursor.fork()
+        return changed
 
     def check_rollback(self, count: int) -> None:
         """UnsupportedError unless moving the clock back by `count` tokens is all that it takes to forget them."""
@@ -94,21 +105,16 @@ def _as_rows(rows: Tensor | Sequence[int]) -> Tensor:
         raise StateError(f"rows: {rows!r}; give a list of row numbers") from error
 
 
-def _write(old: Tensor, new: Tensor) -> Tensor:
+def _write(old: Tensor, new: Tensor, in_place: bool) -> Tensor:
     if old is new:
         return old
-    if in_place(old):
+    if in_place:
         return old.copy_(new)
     new = new.to(old.dtype)
     if not new.is_inference():
         return new
-    with torch.inference_mode(False):
+    with outside_inference():
         return new.clone()  # a state must go on outside inference mode too
-
-
-def in_place(tensor: Tensor) -> bool:
-    """Whether a state's tensor may be overwritten: gradients are off, and none flow through it."""
-    return not torch.is_grad_enabled() and not tensor.requires_grad
 
 
 def map_layers(layers: Sequence[Layer], change: Callable[[LayerState], LayerState]) -> list[Layer]:
@@ -145,7 +151,7 @@ class ModelState:
     @property
     def batch(self) -> int:
         """Number of rows."""
-        return len(self.cursor.lengths)
+        return len(self.cursor.position)
 
     @property
     def nbytes(self) -> int:
@@ -190,25 +196,23 @@ class ModelState:
         for leaf in leaves(self.layers):
             for name, tensor in leaf.tensors().items():
                 empty = tensor.masked_fill(gone.reshape(-1, *[1] * (tensor.ndim - 1)), 0)
-                setattr(leaf, name, _write(tensor, empty))
+                setattr(leaf, name, _write(tensor, empty, leaf.in_place))
         self.cursor.reset(gone)
         return self
 
     def rollback(self, count: int) -> ModelState:
         """Forget the last `count` tokens of every row, exactly, in place; returns self.
 
-        UnsupportedError: a layer cannot do it. StateError: a row's document has fewer tokens. Then nothing changes.
+        UnsupportedError: a layer cannot do it. StateError: a row's document has fewer tokens, or it would be forgotten
+        whole and the one before it, whose tokens are gone, would have to come back. Then nothing changes.
         """
         self.check()
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise StateError(f"rollback: count is {count!r}; it must be an integer, 0 or more")
-        if self.cursor.lengths and count > min(self.cursor.lengths):
-            shortest = min(self.cursor.lengths)
-            raise StateError(f"rollback: {count} tokens, but the shortest row's document has {shortest}")
+        self.cursor.check_rollback(count)
         for leaf in leaves(self.layers):
             leaf.check_rollback(count)
-        self.cursor.position.sub_(count)
-        self.cursor.lengths = [length - count for length in self.cursor.lengths]
+        self.cursor.rollback(count)
         return self
 
     def save(self, path: str | Path) -> None:
@@ -220,7 +224,7 @@ class ModelState:
 
     def _copy(self, change: Callable[[Tensor], Tensor], cursor: Cursor) -> ModelState:
         self.check()
-        with torch.inference_mode(False):
+        with outside_inference():
             layers = map_layers(self.layers, lambda leaf: leaf.map(change))
         return ModelState(layers, cursor, self.max_length, self.fingerprint)
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hybridlm.context import Cursor
+from hybridlm.context import Cursor, outside_inference
 from hybridlm.errors import StateError
 from hybridlm.files import BLANK_SEAL, atomic_write, seal, sealed
 from hybridlm.registry import mixers
@@ -23,7 +23,13 @@ def save_state(state: ModelState, path: str | Path) -> None:
     """Write every tensor of the state, its clock, and what kind each layer is. Atomic."""
     tensors: dict[str, Tensor] = {"position": state.cursor.position, "segment": state.cursor.segment}
     kinds = [_collect(layer, f"layers.{i}", tensors) for i, layer in enumerate(state.layers)]
-    about = {"version": VERSION, "kinds": kinds, "max_length": state.max_length, "fingerprint": state.fingerprint}
+    about = {
+        "version": VERSION,
+        "kinds": kinds,
+        "max_length": state.max_length,
+        "fingerprint": state.fingerprint,
+        "over": state.cursor.over,
+    }
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     blob = safetensors.torch.save(held, {"hybridlm_state": json.dumps(about), "seal": BLANK_SEAL})
     atomic_write(path, seal(blob))
@@ -41,13 +47,13 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
     if not sealed(blob):
         raise StateError(f"{path}: not a saved state, or damaged: its checksum does not fit its content")
     about = _about(blob)
-    with torch.inference_mode(False):
+    with outside_inference():
         tensors = {
             name: tensor.to("cpu" if device is None else device)
             for name, tensor in safetensors.torch.load(blob).items()
         }
     layers = [_restore(kind, f"layers.{i}", tensors) for i, kind in enumerate(about["kinds"])]
-    cursor = Cursor(tensors["position"], tensors["segment"], tensors["position"].tolist())
+    cursor = Cursor(tensors["position"], tensors["segment"], None, about["over"])
     return ModelState(layers, cursor, about["max_length"], about["fingerprint"])
 
 

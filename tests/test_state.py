@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import hybridlm as hl
+from hybridlm.ops.backend import use
+from hybridlm.state import leaves
 
 BLOCKS = {
     "A": {"mixer": {"type": "attention", "heads": 2, "kv_heads": 1}},
@@ -194,3 +196,60 @@ def test_a_state_goes_from_any_mode_to_any_other(model, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model(IDS[:, 8:10], state=state.fork()).logits, expected[:, :2])
     torch.testing.assert_close(logits(model, state), expected.detach())
+
+
+def test_a_document_that_began_over_another_cannot_be_forgotten_whole():
+    model = hl.build(pattern="A2", d_model=32, vocab_size=30, blocks=BLOCKS, seed=0).double()
+    ids = torch.tensor([[5] * 6 + [9] * 2])
+    with torch.no_grad():
+        state = model(IDS[:1, :8], state=model.init_state(1, 20), segment_ids=ids).state
+        with pytest.raises(hl.StateError, match="began over another one"):
+            state.rollback(2)
+        again = model(IDS[:1, 7:8], state=state.rollback(1), segment_ids=ids[:, 7:]).logits
+        torch.testing.assert_close(again, model(IDS[:1, 6:8]).logits[:, 1:], atol=1e-12, rtol=1e-12)
+        first = model(IDS[:1, :8], state=model.init_state(1, 20), segment_ids=ids * 0 + 5).state
+        assert first.rollback(8).position.tolist() == [0]
+
+
+def test_a_fork_under_no_grad_or_inference_mode_holds_no_graph(model):
+    state = model(IDS[:, :4], state=model.init_state(3, 12)).state
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            twin = state.fork()
+        assert all(not tensor.requires_grad for leaf in leaves(twin.layers) for tensor in leaf.tensors().values())
+
+
+def test_a_graph_keeps_the_memory_that_it_needs():
+    """Only queries learn, so the cache needs no gradient itself; the backward pass reads it all the same."""
+    model = hl.build(pattern="A", d_model=32, vocab_size=30, blocks=BLOCKS, seed=0).requires_grad_(False)
+    model.blocks[0].mixer.q_proj.weight.requires_grad_(True)
+    state = model(IDS[:, :2], state=model.init_state(3, 12)).state
+    out = model(IDS[:, 2:4], state=state)
+    with torch.no_grad():
+        model(IDS[:, 4:6], state=out.state)
+    out.logits.sum().backward()
+
+
+@torch.no_grad()
+def test_an_eager_call_goes_on_where_a_compiled_one_stopped(model, monkeypatch):
+    """While compiling nothing can be counted on the host; the next eager call asks the device."""
+    whole = model(IDS).logits[:, 8:]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    state = model(IDS[:, :8], state=model.init_state(3, 12)).state
+    monkeypatch.undo()
+    torch.testing.assert_close(logits(model, state), whole, atol=1e-10, rtol=1e-10)
+
+
+def test_per_sample_gradients_by_vmap():
+    model = hl.build(pattern="MmSAW", d_model=32, vocab_size=30, seed=0).double()
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, ids):
+        return torch.func.functional_call(model, parameters, (ids[None],), {"targets": ids[None]}).loss
+
+    with use("reference"):
+        gradients = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, IDS)
+    mean = {name: gradient.mean(0) for name, gradient in gradients.items()}
+    model(IDS, targets=IDS).loss.backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(mean[name], parameter.grad, atol=1e-9, rtol=1e-9)

@@ -13,13 +13,13 @@ from hybridlm.compose.block import Block, SharedBlock
 from hybridlm.compose.memory import require_memory
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.context import Context, Cursor
+from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import SpecError, StateError
 from hybridlm.layers import init
 from hybridlm.layers.init import Streams
 from hybridlm.layers.norm import norm_class
 from hybridlm.ops.cross_entropy import linear_cross_entropy
-from hybridlm.state import Layer, ModelState
+from hybridlm.state import Layer, ModelState, leaves
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 LOGITS_AT_ONCE = 1 << 25  # how many logits the loss holds at a time
@@ -140,12 +140,13 @@ class HybridLM(nn.Module):
         }
         if not where["dtype"].is_floating_point:
             raise StateError(f"init_state: dtype {dtype}; a state holds numbers of a floating-point dtype")
-        with torch.inference_mode(False):
+        with outside_inference():
             sketch = [block.init_state(1, max_length, device="meta", dtype=where["dtype"]) for block in self.blocks]
-            nbytes = batch * ModelState(sketch, Cursor([], [], []), 0).nbytes
+            nbytes = batch * sum(leaf.nbytes for leaf in leaves(sketch))
             require_memory(nbytes, where["device"], f"a state for {batch} x {max_length} tokens", StateError)
             layers = [block.init_state(batch, max_length, **where) for block in self.blocks]
-        return ModelState(layers, Cursor.zeros(batch, device=where["device"]), max_length, self.spec.fingerprint)
+            cursor = Cursor.zeros(batch, device=where["device"])
+        return ModelState(layers, cursor, max_length, self.spec.fingerprint)
 
     def init_weights(self, seed: int | None = None) -> None:
         """Set every parameter to its initial value; the same seed gives the same values, whatever else is in the model.
@@ -180,13 +181,13 @@ class HybridLM(nn.Module):
             projection.weight.mul_(writes**-0.5)
 
     def _check_targets(self, targets: Tensor, ids: Tensor) -> None:
-        if not torch.compiler.is_compiling():
+        if _values_known(ids):
             _check_tokens("ids", ids, None)
             _check_tokens("targets", targets, ids.shape)
             _check_range("targets", targets[targets != -100], self.spec.vocab_size)
 
     def _check(self, ids: Tensor, state: ModelState | None, valid: Tensor | None, segment_ids: Tensor | None) -> None:
-        if torch.compiler.is_compiling():
+        if not _values_known(ids):
             return
         _check_tokens("ids", ids, None)
         for name, tensor in {"valid": valid, "segment_ids": segment_ids}.items():
@@ -227,6 +228,11 @@ def _check_tokens(name: str, tensor: Any, shape: torch.Size | None) -> None:
         raise SpecError(f"{name}: dtype {tensor.dtype}; it must be one of {', '.join(map(str, INTEGERS))}")
     if shape is not None and tensor.shape != shape:
         raise SpecError(f"{name}: shape {tuple(tensor.shape)}; ids have {tuple(shape)}")
+
+
+def _values_known(ids: Any) -> bool:
+    """Whether there are numbers to look at: not while compiling, nor under torch.func."""
+    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(ids))
 
 
 def _check_range(name: str, values: Tensor, vocab: int) -> None:

@@ -268,15 +268,16 @@ def _check_shared(layers: tuple[LayerPlan, ...], d_model: int) -> None:
         other = first.setdefault(layer.label, layer) if layer.label else layer
         if layer != other and _weights(layer, d_model) != _weights(other, d_model):
             raise SpecError(
-                f"pattern: {layer.name} and {other.name} share the weights {layer.label!r} but differ in their shapes; "
-                "an override on a shared place may change no shape"
+                f"pattern: {layer.name} and {other.name} share the weights {layer.label!r} but differ in their shapes "
+                "or initial values; an override on a shared place may change neither"
             )
 
 
 def _weights(layer: LayerPlan, d_model: int) -> tuple:
-    """Everything about a layer's weights: its parts, and the name and shape of each parameter."""
+    """Everything about a layer's weights: its parts, the name and shape of each parameter, how they begin."""
     parts = [*layer.mixers, *([layer.mlp] if layer.mlp else [])]
-    return layer.combine, tuple((part.type, _shapes(part, d_model)) for part in parts)
+    first = [{name: dataclasses.asdict(part.config)[name] for name in part.cls.initial_fields} for part in layer.mixers]
+    return layer.combine, tuple((part.type, _shapes(part, d_model)) for part in parts), first
 
 
 @functools.lru_cache(maxsize=256)

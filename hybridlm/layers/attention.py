@@ -43,6 +43,9 @@ class Attention(Heads):
         shape = (batch, max_length, self.config.kv_heads, self.config.head_dim)
         return KVState(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
+    def capacity(self, state: KVState) -> int:
+        return state.k.shape[1]
+
     def forward(
         self, x: Float[Tensor, "b t d"], state: KVState | None = None, ctx: Context | None = None
     ) -> tuple[Float[Tensor, "b t d"], KVState | None]:
@@ -60,7 +63,9 @@ class Attention(Heads):
     def remember(self, state: KVState, k: Tensor, v: Tensor, ctx: Context) -> KVState:
         """Write the last document's valid tokens to the slots of their positions."""
         keep = last_document(ctx)
-        return state.advance(k=write(state.k, k, ctx.positions, keep), v=write(state.v, v, ctx.positions, keep))
+        return state.advance(
+            k=write(state, state.k, k, ctx.positions, keep), v=write(state, state.v, v, ctx.positions, keep)
+        )
 
     def attend_call(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
         """Nothing came before: each document attends to itself. Pads stand on the right, out of everyone's sight."""

@@ -17,7 +17,7 @@ from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.ops.rotary import rotary
-from hybridlm.state import in_place
+from hybridlm.state import LayerState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +116,13 @@ class Heads(Mixer):
         return self.o_proj(rearrange(y, "b t h p -> b t (h p)"))
 
 
-def write(cache: Tensor, new: Tensor, slots: Tensor, keep: Tensor | None) -> Tensor:
-    """cache (b, s, hk, p) with new (b, t, hk, p) at slots (b, t), where keep (b, t); in place if gradients are off."""
+def write(state: LayerState, cache: Tensor, new: Tensor, slots: Tensor, keep: Tensor | None) -> Tensor:
+    """A state's cache (b, s, hk, p) with new (b, t, hk, p) at slots (b, t) where keep (b, t); in place if it may be."""
     rows = torch.arange(cache.shape[0], device=cache.device)[:, None].expand_as(slots)
     new = new.to(cache.dtype)
     if keep is not None:
         rows, slots, new = rows[keep], slots[keep], new[keep]
-    put = cache.index_put_ if in_place(cache) else cache.index_put
+    put = cache.index_put_ if state.in_place else cache.index_put
     return put((rows, slots), new)
 
 

@@ -87,6 +87,7 @@ class Mamba(Mixer):
     recurrent = True
     param_groups: ClassVar = {name: {"weight_decay": 0.0} for name in ("A_log", "D", "dt_proj.bias")}
     residual_projections = ("out_proj",)
+    initial_fields = ("dt_min", "dt_max")
 
     def __init__(self, config: MambaConfig, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)

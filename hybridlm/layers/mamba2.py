@@ -100,6 +100,7 @@ class Mamba2(Mixer):
     recurrent = True
     param_groups: ClassVar = {name: {"weight_decay": 0.0} for name in ("A_log", "D", "dt_bias")}
     residual_projections = ("out_proj",)
+    initial_fields = ("dt_min", "dt_max")
 
     def __init__(self, config: Mamba2Config, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
@@ -110,7 +111,7 @@ class Mamba2(Mixer):
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))
-        self.norm = GatedRMSNorm(d_inner, c.n_groups, eps)
+        self.norm = GatedRMSNorm(d_inner, eps)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
         self.reset_parameters()
 
@@ -155,7 +156,7 @@ class Mamba2(Mixer):
             document=ctx.document,
             chunk=self.config.chunk,
         )
-        y = self.out_proj(self.norm(rearrange(y, "b t h p -> b t (h p)"), z))
+        y = self.out_proj(self.norm(rearrange(y, "b t h p -> b t (h p)"), z, self.config.n_groups))
         return y, None if state is None else state.advance(conv=conv, ssm=ssm)
 
     def split(self, xBC: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,14 +187,14 @@ class Mamba2(Mixer):
 class GatedRMSNorm(nn.Module):
     """RMSNorm(y silu(z)), each group of heads apart. Dao and Gu 2024, section 7.1."""
 
-    def __init__(self, width: int, groups: int, eps: float):
+    def __init__(self, width: int, eps: float):
         super().__init__()
-        self.groups, self.eps = groups, eps
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
     def reset_parameters(self) -> None:
         """Weights 1."""
         nn.init.ones_(self.weight)
 
-    def forward(self, y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        return gated_rms_norm(y, z, self.weight, self.eps, self.groups)
+    def forward(self, y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"], groups: int) -> Float[Tensor, "b t d"]:
+        return gated_rms_norm(y, z, self.weight, self.eps, groups)

@@ -49,6 +49,9 @@ class Mixer(nn.Module):
     residual_projections: ClassVar[tuple[str, ...]] = ()
     """Names of the linear layers that write to the residual stream; the model scales them once by its depth."""
 
+    initial_fields: ClassVar[tuple[str, ...]] = ()
+    """Config fields that only choose initial values; an override on a place with shared weights may not change them."""
+
     config: Any
     d_model: int
 
@@ -64,7 +67,7 @@ class Mixer(nn.Module):
                 raise StateError(f"{type(self).__name__} was given a state of kind {state.kind!r}")
             state.check(x.shape[0])
         if ctx is None:
-            ctx = Context.of(x) if state is None else state.open(x)
+            ctx = Context.of(x) if state is None else state.open(x, self.capacity(state))
         return ctx.keep_valid(x), ctx
 
     def forward(
@@ -83,6 +86,10 @@ class Mixer(nn.Module):
     ) -> LayerState:
         """An empty state of `batch` rows for documents of at most max_length tokens; dtype: the compute dtype."""
         raise NotImplementedError
+
+    def capacity(self, state: LayerState) -> int | None:
+        """The most tokens of a document that the state can hold; None: any number."""
+        return None
 
     def reset_parameters(self, streams: Streams | None = None) -> None:
         """Initial values of every parameter, each from its own stream; without streams, torch's seed decides."""

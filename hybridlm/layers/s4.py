@@ -72,6 +72,7 @@ class S4(Mixer):
         "D": {"weight_decay": 0.0},
     }
     residual_projections = ("output_linear",)
+    initial_fields = ("dt_min", "dt_max")
 
     def __init__(self, config: S4Config, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)

@@ -55,6 +55,10 @@ class SlidingWindow(Heads):
         shape = (batch, min(self.config.window, max_length), self.config.kv_heads, self.config.head_dim)
         return RingState(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
+    def capacity(self, state: RingState) -> int | None:
+        """A ring shorter than the window was made for documents no longer than itself."""
+        return state.k.shape[1] if state.k.shape[1] < self.config.window else None
+
     def forward(
         self, x: Float[Tensor, "b t d"], state: RingState | None = None, ctx: Context | None = None
     ) -> tuple[Float[Tensor, "b t d"], RingState | None]:
@@ -78,7 +82,7 @@ class SlidingWindow(Heads):
             keep = keep & (ctx.positions > end - ring)
         k, v, positions = (k, v, ctx.positions) if keep is not None else (x[:, -ring:] for x in (k, v, ctx.positions))
         slots = positions % ring
-        return state.advance(k=write(state.k, k, slots, keep), v=write(state.v, v, slots, keep))
+        return state.advance(k=write(state, state.k, k, slots, keep), v=write(state, state.v, v, slots, keep))
 
     def attend_ring(self, q: Tensor, state: RingState, ctx: Context) -> Tensor:
         """One query, whose key is in the ring by now and took the place of the one that left the window."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = 16
 BLOCK = 2**18  # 1 MB in float32
@@ -121,6 +122,7 @@ class _Scan(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:-1], output[2])
 
     @staticmethod
+    @once_differentiable  # the starts are kept as numbers, so a second derivative would miss what flows through them
     def backward(ctx, dy: Tensor, g: Tensor, _) -> tuple[Tensor | None, ...]:
         *drive, starts = ctx.saved_tensors
         drive, dA, parts = Drive(*drive), 0, []

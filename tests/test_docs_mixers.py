@@ -21,10 +21,11 @@ from hybridlm.train.optim import parameter_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/mixers"
-TEXT = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in mixers.names()}
+MIXERS, PARTS = ([row.name for row in kind.listing() if row.source == "hybridlm"] for kind in (mixers, mlps))
+TEXT = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in MIXERS}
 MLPS = (FOLDER / "mlps.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", MLPS, re.DOTALL | re.MULTILINE))
-TEXT |= {name: SECTIONS[name] for name in mlps.names()}
+TEXT |= {name: SECTIONS[name] for name in PARTS}
 SWITCHES = {"attention": "qk_norm", "sliding_window": "qk_norm", "mamba": "bcdt_norm"}  # adds rows to the parameters
 DRAWN = 100_000
 
@@ -99,8 +100,8 @@ def test_formulas_are_read_as_they_are_written():
 
 
 def test_every_part_has_a_page():
-    assert {path.stem for path in FOLDER.glob("*.md")} == {*mixers.names(), "mlps"}
-    assert set(SECTIONS) == {*mlps.names(), "none"}
+    assert {path.stem for path in FOLDER.glob("*.md")} == {*MIXERS, "mlps"}
+    assert set(SECTIONS) == {*PARTS, "none"}
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -173,7 +174,7 @@ def _assert_drawn_from(parameter: torch.Tensor, expected, title: str) -> None:
     assert distance < 1.95 * (1 / len(sample) + 1 / DRAWN) ** 0.5, title  # exceeded once in 1,000 draws
 
 
-@pytest.mark.parametrize("name", mixers.names())
+@pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("length", [7, 2048])
 def test_state_table(name, length):
     """Every tensor, in order: its shape and dtype."""
@@ -221,7 +222,7 @@ def test_cost_table(name, tokens):
 
 
 # -------------------------------------------------------------------------------------------------------------- models
-@pytest.mark.parametrize("name", mixers.names())
+@pytest.mark.parametrize("name", MIXERS)
 def test_example_is_the_shipped_config(name):
     (example,) = re.findall(r"^```yaml\n(.*?)^```", TEXT[name], re.DOTALL | re.MULTILINE)
     lines = (ROOT / f"configs/models/{name}.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -240,12 +241,12 @@ def test_example_of_the_mlps_page(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", mixers.names())
+@pytest.mark.parametrize("name", MIXERS)
 def test_first_line_names_type_and_letter(name):
     assert f"`type: {name}`, letter `{_part(name).letter}`." in TEXT[name]
 
 
-@pytest.mark.parametrize("name", mixers.names())
+@pytest.mark.parametrize("name", MIXERS)
 def test_rollback_is_as_the_page_says(name):
     refused = "`rollback` is refused" in TEXT[name]
     assert refused != ("can `rollback`" in TEXT[name])

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hybridlm.context import Context, Cursor
+from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import SpecError
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer
@@ -190,8 +190,9 @@ class Solo(Subject):
 
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
         max_length = self.room if max_length is None else max_length
-        layer = self.module.init_state(batch, max_length, device=self.device, dtype=self.dtype)
-        return ModelState([layer], Cursor.zeros(batch, device=self.device), max_length)
+        with outside_inference():  # as a model does
+            layer = self.module.init_state(batch, max_length, device=self.device, dtype=self.dtype)
+            return ModelState([layer], Cursor.zeros(batch, device=self.device), max_length)
 
     def run(
         self, x: Tensor, state: ModelState | None = None, valid: Tensor | None = None, ids: Tensor | None = None

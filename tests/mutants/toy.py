@@ -1,6 +1,6 @@
 """A small but complete mixer, the host of the seeded bugs: a short convolution, then a selective state space.
 
-    H_t = exp(dt_t A) H_{t-1} + dt_t x_t B_t^T,    y_t = H_t C_t + D x_t        head by head; heads of a group share B, C
+    H_t = exp(dt_t A) H_{t-1} + dt_t x_t B_t^T,    y_t = H_t C_t + D x_t      head by head; heads of a group share B, C
 
 It keeps every law. Its parts are small methods, so that a mutant overrides one of them and nothing else.
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy import GROUPS, HEADS, K, N, Conv, Toy, ToyState
+from toy import GROUPS, HEADS, Conv, K, N, Toy, ToyState
 
 from hybridlm.layers.cost import Cost, Flops, StateBytes
 from hybridlm.layers.mixer import state_dtype
@@ -169,7 +169,9 @@ class ConvStateAcrossDocuments(Conv):
         return ctx.document[:, -1:].expand(-1, K - 1 + ctx.document.shape[1])
 
     def within(self, taps, ctx):
-        mine = Conv.documents(self, ctx).unfold(1, K, 1) == ctx.document[..., None] if ctx.document is not None else None
+        mine = (
+            Conv.documents(self, ctx).unfold(1, K, 1) == ctx.document[..., None] if ctx.document is not None else None
+        )
         return taps if mine is None else torch.where(mine[:, :, None], taps, 0)
 
 
@@ -205,7 +207,7 @@ class DocumentsLeakAThousandth(Toy):
         return super().decay(rates, document) + 1e-3 * super().decay(rates, torch.zeros_like(document))
 
 
-# ----------------------------------------------------------------------------------------------- causality, batch, purity
+# --------------------------------------------------------------------------------------------- causality, batch, purity
 @seeded("C3")
 class AcausalByAThousandth(Toy):
     def scan(self, x, dt, B, C, H, ctx):
@@ -257,7 +259,7 @@ class NoisyInTheLastBits(Toy):
         return super().project(y) * (1 + 1e-7 * torch.randn(()).item())
 
 
-# ------------------------------------------------------------------------------------------------ what a state is made of
+# ---------------------------------------------------------------------------------------------- what a state is made of
 @dataclass
 class AliasedState(ToyState):
     def map(self, change):
@@ -273,7 +275,11 @@ class ForkSharesTheConvState(Toy):
 class UnselectedState(ToyState):
     def map(self, change):
         changed = super().map(change)
-        return type(self)(changed.conv, self.ssm[: len(changed.conv)].clone()) if len(self.ssm) >= len(changed.ssm) else changed
+        return (
+            type(self)(changed.conv, self.ssm[: len(changed.conv)].clone())
+            if len(self.ssm) >= len(changed.ssm)
+            else changed
+        )
 
 
 @seeded("C7")
@@ -511,11 +517,15 @@ class ParametersMiscounted(Toy):
 class StateMiscounted(Toy):
     @classmethod
     def cost(cls, config, d_model):
-        return Toy.cost(config, d_model) + Cost(0, state=lambda length, size: StateBytes(ssm=-d_model * N * max(0, 8 - size)))
+        return Toy.cost(config, d_model) + Cost(
+            0, state=lambda length, size: StateBytes(ssm=-d_model * N * max(0, 8 - size))
+        )
 
 
 @seeded("C24")
 class ScanFlopsMiscounted(Toy):
     @classmethod
     def cost(cls, config, d_model):
-        return Toy.cost(config, d_model) + Cost(0, lambda tokens, past: Flops(matmul=0.0 if tokens == 1 else 4e4 * tokens))
+        return Toy.cost(config, d_model) + Cost(
+            0, lambda tokens, past: Flops(matmul=0.0 if tokens == 1 else 4e4 * tokens)
+        )

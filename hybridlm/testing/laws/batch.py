@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hybridlm.testing.gradients import compare, gradients, weighted
+from hybridlm.testing.gradients import compare, gradients, losses, weighted
 from hybridlm.testing.laws.law import law
 from hybridlm.testing.result import Result, holds
 from hybridlm.testing.script import Call, goes_on, play, plays
@@ -140,8 +140,9 @@ def no_leak(s: Subject, call: Call) -> Iterator[Result]:
 def gradients_apart(s: Subject, call: Call) -> Iterator[Result]:
     """Gradients of every parameter: packed, against the documents run one by one in float64."""
     limit = 4 * s.allowed(call.pick)
-    weights = weighted(s, call.seen(s.run(call.inputs(s), None, None, call.ids.to(s.device))[0]))
-    got = gradients(s, lambda: s.run(call.inputs(s), None, None, call.ids.to(s.device))[0].flatten(0, 1), weights)
+    y = play(s, call)[0].flatten(0, 1)
+    weights = weighted(y, losses(s))
+    got = gradients(s, lambda: y, weights)
     twin = s.twin(torch.float64, "reference")
     twin.scene = s.scene.double()
 

@@ -19,7 +19,6 @@ from hybridlm.testing.result import Result, holds, same
 from hybridlm.testing.script import Call, play
 from hybridlm.testing.subject import Solo, Subject, memory
 
-
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 """Hold modules and are not called, empty ones too."""
 

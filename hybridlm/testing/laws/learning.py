@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from hybridlm.layers.init import Streams
-from hybridlm.testing.gradients import compare, filled, gradients, weighted
+from hybridlm.testing.gradients import compare, filled, gradients, losses, weighted
 from hybridlm.testing.knobs import LOG_RATES, UNDECAYED, called, set_rate, set_step, step_sizes
 from hybridlm.testing.laws.law import law
-from hybridlm.testing.result import Result, broken, holds, measured, same
+from hybridlm.testing.result import Result, holds, measured, same
 from hybridlm.testing.script import Call
 from hybridlm.testing.subject import Solo, Subject, memory
-
 
 SLOPE = 1e-6
 """How far a slope by finite differences in float64 may be from the gradient, relative to its length."""
@@ -28,6 +27,7 @@ def gradient(s: Solo) -> Iterator[Result]:
             yield from finite_differences(s.twin(torch.float64))
         yield from close_to_float64(s)
         yield from strided(s)
+        yield from graphs_keep_their_memory(s)
 
 
 def cases(s: Subject, b: int = 2, t: int = 19) -> dict[str, Call]:
@@ -68,7 +68,7 @@ def finite_differences(s: Subject) -> Iterator[Result]:
     for case, call in cases(s).items():
         function, start = through_state(s, call)
         leaves = {f"input {i}": tensor for i, tensor in enumerate(start)} | dict(s.module.named_parameters())
-        weights = [weighted(s, tensor) for tensor in function(*start)]
+        weights = [weighted(tensor)[0] for tensor in function(*start)]
 
         def loss(function=function, start=start, weights=weights) -> Tensor:
             return sum((w * tensor).sum() for w, tensor in zip(weights, function(*start), strict=True))
@@ -100,15 +100,15 @@ def close_to_float64(s: Subject) -> Iterator[Result]:
     twin.scene = s.scene.double()
     for case, call in cases(s).items():
         limit = 4 * s.allowed(call.pick)
-        found = [from_state(subject, call) for subject in (s, twin)]
+        found = [from_state(subject, call, losses(s)) for subject in (s, twin)]
         yield from compare(f"{case}, from a state", found[0], found[1], limit)
     whole = Call.piece(range(s.rows), 0, s.tokens)
-    found = [in_pieces(subject, cuts) for subject, cuts in ((s, [0.5, 0.6]), (s, []), (twin, []))]
+    found = [in_pieces(subject, cuts, losses(s)) for subject, cuts in ((s, [0.5, 0.6]), (s, []), (twin, []))]
     for case, got in zip(("in three calls", "in one call"), found, strict=False):
         yield from compare(case, got, found[-1], 4 * s.allowed(whole.pick))
 
 
-def from_state(s: Subject, call: Call) -> dict[str, Tensor]:
+def from_state(s: Subject, call: Call, count: int) -> dict[str, Tensor]:
     """Gradients of outputs and of the next state, with respect to x, the state and the parameters."""
     function, start = through_state(s, call)
     named = {f"input {i}": tensor for i, tensor in enumerate(start)}
@@ -116,10 +116,10 @@ def from_state(s: Subject, call: Call) -> dict[str, Tensor]:
     def outputs() -> Tensor:
         return torch.cat([tensor.double().flatten() for tensor in function(*start)])
 
-    return gradients(s, outputs, weighted(s, outputs()), **named)
+    return gradients(s, outputs, weighted(outputs(), count), **named)
 
 
-def in_pieces(s: Subject, cuts: list[float]) -> dict[str, Tensor]:
+def in_pieces(s: Subject, cuts: list[float], count: int) -> dict[str, Tensor]:
     """Gradients of a whole row, cut into calls at these fractions: they flow back through the state."""
     x = s.scene.detach().clone().requires_grad_()
     ends = [0, *(int(cut * s.tokens) for cut in cuts), s.tokens]
@@ -131,13 +131,13 @@ def in_pieces(s: Subject, cuts: list[float]) -> dict[str, Tensor]:
             ys.append(y)
         return torch.cat(ys, dim=1)
 
-    return gradients(s, outputs, weighted(s, outputs()), x=x)
+    return gradients(s, outputs, weighted(outputs(), count), x=x)
 
 
 def strided(s: Subject) -> Iterator[Result]:
     """Inputs and incoming gradients that do not lie in memory in order."""
     x = s.scene.detach()
-    weights = weighted(s, s.truth.y).to(s.dtype)
+    weights = weighted(s.truth.y)[0].to(s.dtype)
     layouts = {
         "as it is": lambda tensor: tensor,
         "transposed": lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1),
@@ -153,6 +153,24 @@ def strided(s: Subject) -> Iterator[Result]:
         yield measured(f"{name} gradient", found[name].flatten(0, 1), found["as it is"].flatten(0, 1), 4 * s.coarse)
     row = x[:1].expand(3, -1, -1)
     yield s.agrees("expanded input", s.run(row, s.init_state(3))[0], lambda trace: trace.y[:1].expand(3, -1, -1))
+
+
+def graphs_keep_their_memory(s: Subject) -> Iterator[Result]:
+    """Decoding on from a call's state under no_grad leaves that call's gradients alone, whatever is frozen."""
+    twin = s.twin()
+    parameters = dict(twin.module.named_parameters())
+    for name, chosen in parameters.items():
+        for parameter in parameters.values():
+            parameter.requires_grad_(parameter is chosen)
+        found = []
+        for goes_on in (False, True):
+            with torch.no_grad():
+                state = twin.run(s.scene[:, :6], twin.init_state(s.rows))[1]
+            y, state = twin.run(s.scene[:, 6:9], state)
+            with torch.no_grad():
+                state = twin.run(s.scene[:, 9:12], state)[1] if goes_on else state
+            found.append(torch.autograd.grad(y.double().square().sum(), chosen)[0])
+        yield same(f"gradient of {name} after decoding on", found[1], found[0])
 
 
 @law("C16", "extreme inputs and step sizes: everything stays finite", of=Solo)
@@ -175,7 +193,7 @@ def finite(s: Subject, case: str, x: Tensor) -> Iterator[Result]:
         y, state = s.run(x[:, :half], s.init_state(s.rows))
         z, state = s.run(x[:, half:], state)
         outputs = torch.cat([y, z], dim=1)
-        found = gradients(s, lambda: outputs, torch.ones_like(outputs).double(), x=x)
+        found = gradients(s, lambda: outputs, torch.ones(1, *outputs.shape, dtype=torch.float64, device=s.device), x=x)
     tensors = {"y": y, "z": z} | memory(state) | {f"gradient of {name}": tensor for name, tensor in found.items()}
     bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     yield holds(case, not bad, f"not finite: {', '.join(bad)}")

@@ -97,6 +97,17 @@ def fork(s: Subject) -> Iterator[Result]:
             yield from forks(s, mode.__name__)
             yield from inputs_stay(s, mode.__name__)
     yield from overflow(s)
+    yield from outside_inference_mode(s)
+
+
+def outside_inference_mode(s: Subject) -> Iterator[Result]:
+    """A state made in inference mode goes on under no_grad and under gradients."""
+    rows, n = range(s.rows), 8
+    for mode in (torch.no_grad, torch.enable_grad):
+        with torch.inference_mode():
+            state = play(s, Call.piece(rows, 0, n), s.init_state(s.rows))[1]
+        with mode():
+            yield from goes_on(s, f"from inference mode, {mode.__name__}", state, rows, [n] * s.rows)
 
 
 def forks(s: Subject, mode: str) -> Iterator[Result]:

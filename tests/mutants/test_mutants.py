@@ -1,0 +1,94 @@
+"""The kit is tested too: it finds every seeded bug, by the law that names its class, and none in the host.
+
+A mutant that survives is a hole in the kit: the kit is then made stronger, never the mutant more blatant.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from patches import PATCHES
+from toy import Toy
+from toy_mutants import TOY_MUTANTS
+
+from hybridlm.testing import LAWS, Solo, Whole, check_mixer, require, violations
+from hybridlm.testing.check import numbers
+from hybridlm.testing.patterns import alphabet
+
+TOKENS = 36
+SEEDED = len(TOY_MUTANTS) + len(PATCHES)
+killed: set[str] = set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tally(request):
+    yield
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"\nmutants killed / seeded: {len(killed)} / {SEEDED}")
+
+
+def subject(name: str) -> Solo | Whole:
+    """A registered mixer, or a model of a pattern."""
+    if "[" not in name:
+        return Solo(name, tokens=TOKENS)
+    return Whole({"pattern": name, "blocks": alphabet(), "d_model": 32, "vocab_size": 40})
+
+
+@pytest.mark.parametrize("number", numbers())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_host_keeps_every_law(dtype, number):
+    require(check_mixer(Toy, dtype=dtype, laws=[number], tokens=TOKENS))
+
+
+@pytest.mark.parametrize("name", TOY_MUTANTS)
+def test_toy_mutant_is_caught(name):
+    law, mutant = TOY_MUTANTS[name]
+    found = violations(check_mixer(mutant, laws=[law], tokens=TOKENS))
+    assert found, f"{name} survives {law}: {LAWS[law].title}"
+    killed.add(name)
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_patched_mutant_is_caught(name):
+    law, what, seed = PATCHES[name]
+    require(LAWS[law].check(subject(what)))
+    with seed():
+        found = violations(LAWS[law].check(subject(what)))
+    assert found, f"{name} survives {law}: {LAWS[law].title}"
+    killed.add(name)
+
+
+def test_there_are_enough():
+    assert SEEDED >= 40
+    assert {law for law, *_ in [*TOY_MUTANTS.values(), *PATCHES.values()]} == set(numbers())
+
+
+class Silent(Toy):
+    """Returns zeros, and keeps its state."""
+
+    def project(self, y):
+        return 0 * super().project(y)
+
+
+class Deaf(Toy):
+    """Passes its input through, and keeps its state."""
+
+    def forward(self, x, state=None, ctx=None):
+        return x, super().forward(x, state, ctx)[1]
+
+
+@pytest.mark.parametrize("number", ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C10", "C14", "C17", "C23"])
+def test_silence_keeps_no_law(number):
+    """Every law that looks at outputs turns zeros down: there is nothing to compare."""
+    assert violations(check_mixer(Silent, laws=[number], tokens=TOKENS))
+
+
+def test_a_mixer_that_does_not_mix_is_turned_down():
+    assert violations(check_mixer(Deaf, laws=["C1"], tokens=TOKENS))

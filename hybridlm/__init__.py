@@ -1,4 +1,4 @@
-"""hybridlm: one line of layer pattern in; a fast, cacheable, trainable, exportable hybrid language model out."""
+"""hybridlm: one line of layer pattern in; a fast, cacheable, trainable hybrid language model out."""
 
 from __future__ import annotations
 

@@ -32,10 +32,10 @@ def logits(model, state, ids=IDS[:, 8:]):
 
 def test_a_call_spends_its_state_and_every_later_use_refuses(model, state):
     logits(model, state)
-    uses = [state.fork, state.reset, state.detach, lambda: state.select([0]), lambda: state.rollback(0)]
-    for use in [*uses, lambda: logits(model, state), lambda: state.save("unwritten")]:
+    calls = [state.fork, state.reset, state.detach, lambda: state.select([0]), lambda: state.rollback(0)]
+    for call in [*calls, lambda: logits(model, state), lambda: state.save("unwritten")]:
         with pytest.raises(hl.StateError, match="consumed by an earlier call"):
-            use()
+            call()
 
 
 def test_a_fork_goes_its_own_way(model, state):

@@ -12,11 +12,14 @@ if TYPE_CHECKING:
 
 CORE = ("torch", "lightning", "tokenizers", "safetensors", "numpy")
 OPTIONAL = {  # package: (what it gives, how to install it)
-    "triton": ("kernels on NVIDIA and AMD GPUs", "pip install 'hybridlm[gpu]'"),
-    "mamba-ssm": ("the Mamba authors' CUDA kernels", "pip install --no-build-isolation 'hybridlm[mamba]'"),
-    "causal-conv1d": ("their CUDA convolution", "pip install --no-build-isolation 'hybridlm[mamba]'"),
-    "flash-attn": ("FlashAttention outside of PyTorch's own", "pip install --no-build-isolation 'hybridlm[flash]'"),
-    "transformers": ("models in Hugging Face's format", "pip install 'hybridlm[hf]'"),
+    "triton": ("nothing yet: no kernel of ours is called in this version", "pip install 'hybridlm[gpu]'"),
+    "mamba-ssm": ("nothing yet: not called in this version", "pip install --no-build-isolation 'hybridlm[mamba]'"),
+    "causal-conv1d": ("nothing yet: not called in this version", "pip install --no-build-isolation 'hybridlm[mamba]'"),
+    "flash-attn": (
+        "nothing yet: PyTorch's own fused attention is used",
+        "pip install --no-build-isolation 'hybridlm[flash]'",
+    ),
+    "transformers": ("an independent oracle for the tests", "pip install 'hybridlm[hf]'"),
 }
 
 

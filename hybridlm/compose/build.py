@@ -47,7 +47,7 @@ def build(
     stack = plan(as_spec(source, **spec))
     nbytes = stack_cost(stack).parameters * dtype.itemsize
     require_memory(nbytes, device, f"the model {stack.spec.pattern[:80]} of width {stack.spec.d_model}")
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # a seeded build leaves torch's generator alone
         model = HybridLM(stack).to(dtype)
     if device.type != "meta":
         model = model.to_empty(device=device)

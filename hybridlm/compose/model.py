@@ -74,7 +74,7 @@ class HybridLM(nn.Module):
         dtype or range. Either is raised before the state changes.
         """
         if targets is not None:
-            self._check_targets(targets, ids)
+            self._check_targets(targets, ids, valid)
         x, state = self.hidden(ids, state, valid=valid, segment_ids=segment_ids)
         if targets is None:
             return Output(self.logits(x), state)
@@ -180,11 +180,12 @@ class HybridLM(nn.Module):
         for projection in writers:
             projection.weight.mul_(writes**-0.5)
 
-    def _check_targets(self, targets: Tensor, ids: Tensor) -> None:
+    def _check_targets(self, targets: Tensor, ids: Tensor, valid: Tensor | None) -> None:
         if _values_known(ids):
             _check_tokens("ids", ids, None)
             _check_tokens("targets", targets, ids.shape)
-            _check_range("targets", targets[targets != -100], self.spec.vocab_size)
+            real = targets if valid is None else targets[valid]
+            _check_range("targets", real[real != -100], self.spec.vocab_size)
 
     def _check(self, ids: Tensor, state: ModelState | None, valid: Tensor | None, segment_ids: Tensor | None) -> None:
         if not _values_known(ids):

@@ -282,7 +282,7 @@ def _weights(layer: LayerPlan, d_model: int) -> tuple:
 
 @functools.lru_cache(maxsize=256)
 def _shapes(part: Part, d_model: int) -> tuple:
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
         module = part.cls(part.config, d_model)
     return tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
 

@@ -105,14 +105,21 @@ class SlidingWindow(Heads):
 
     @classmethod
     def cost(cls, config: WindowConfig, d_model: int) -> Cost:
-        """Blocks of queries, each against the window before it and itself; one query against the ring."""
+        """Blocks of queries, each against the window before it and itself; one query against the ring.
+
+        The ring is that of a state whose max_length is past + tokens.
+        """
         width = 2 * config.kv_heads * config.head_dim
 
         def pairs(tokens: int, past: int) -> int:
+            ring = min(config.window, past + tokens) if past else 0
             if tokens == 1 and past:
-                return min(config.window, past + 1)
-            block = block_size(tokens, config.window)
-            return -(-tokens // block) * block * (config.window + block)
+                return ring
+            size = min(config.window, ring + tokens)
+            if size == tokens and not past:
+                return tokens * tokens
+            block = block_size(tokens, size)
+            return -(-tokens // block) * block * (size + block)
 
         cost = heads_cost(config, d_model, pairs)
         return replace(

@@ -31,7 +31,9 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def test_a_seed_decides_the_weights_and_nothing_else_does():
     torch.manual_seed(5)
+    before = torch.get_rng_state()
     assert same(make(), make())
+    assert torch.equal(torch.get_rng_state(), before)
     assert not same(make(), make(seed=1))
     torch.manual_seed(1)
     first = make(seed=None)
@@ -131,6 +133,8 @@ def test_the_loss_is_the_mean_over_targets_that_count():
     valid = torch.ones_like(IDS, dtype=torch.bool)
     valid[0, 3:] = False
     padded = model(IDS, targets=targets, valid=valid).loss
+    padded_with_anything = model(IDS, targets=targets.masked_fill(~valid, -1), valid=valid).loss
+    torch.testing.assert_close(padded, padded_with_anything)
     targets[0, 3:] = -100
     torch.testing.assert_close(padded, model(IDS, targets=targets).loss)
 

@@ -39,8 +39,11 @@ def window_attention(
 
     The keys are those of the queries after s - t earlier ones: query i stands at key i + s - t.
     seen (b, s): keys that exist. document (b, s): a query sees keys of its own document only.
-    Work is t * (size + block), never t^2.
+    Work is t * (size + block), never t^2 where the window is short.
     """
+    size = min(size, k.shape[1])
+    if size == q.shape[1] and seen is None and document is None:
+        return attention(q, k, v, causal=True, backend=backend)
     return window.window_attention(
         q, k, v, size, seen, document, lambda *qkvm: attention(*qkvm[:3], mask=qkvm[3], backend=backend)
     )

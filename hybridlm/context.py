@@ -142,45 +142,34 @@ class Cursor:
         x: (b, t, ...); valid: (b, t) bool; segment_ids: (b, t) integers, a run of equal ids being one document.
         StateError, before anything changes: a row would hold more than max_length tokens.
         """
-        start = self.position
-        if valid is None and segment_ids is None:
-            steps = torch.arange(x.shape[1], device=x.device)
-            after = start + x.shape[1]
-            return self._move(after, self.segment, max_length, tokens=x.shape[1], positions=start[:, None] + steps)
+        start, tokens = self.position, x.shape[1]
         order, lengths, prefix = _compact(valid)
-        document, segment = None, self.segment
-        positions = start[:, None] + torch.arange(x.shape[1], device=x.device)
+        document, segment, positions = None, self.segment, start[:, None] + torch.arange(tokens, device=x.device)
         if segment_ids is not None:
             ids = segment_ids if order is None else _take(segment_ids, order)
             document, positions, segment = _documents(ids, lengths, start, self.segment)
-            if not torch.compiler.is_compiling():
-                self.over = _began_over(start, document, self.over)
-        after = _after(start, positions, lengths)
-        return self._move(
-            after,
-            segment,
-            max_length,
+        plain = valid is None and segment_ids is None
+        after = start + tokens if plain else _after(start, positions, lengths)
+        if torch.compiler.is_compiling():
+            known, past, extent = None, max_length or 0, max_length or 0
+        else:
+            known = [length + tokens for length in self.lengths] if plain else after.tolist()
+            past, extent = max(self.lengths, default=0), max(known, default=0)
+            _check_capacity(known if plain else _longest(positions, prefix), max_length)
+            self.over = self.over if document is None else _began_over(start, document, self.over)
+        self.position.copy_(after)
+        self.segment.copy_(segment)
+        self.known = known
+        return Context(
             positions=positions,
             lengths=lengths,
             valid=prefix,
             document=document,
+            past=past,
+            extent=extent,
             order=order,
             mask=valid,
         )
-
-    def _move(
-        self, after: Tensor, segment: Tensor, max_length: int | None, tokens: int | None = None, **seen
-    ) -> Context:
-        if torch.compiler.is_compiling():
-            known, past, extent = None, max_length or 0, max_length or 0
-        else:
-            known = after.tolist() if tokens is None else [length + tokens for length in self.lengths]
-            past, extent = max(self.lengths, default=0), max(known, default=0)
-            _check_capacity(extent, max_length, known)
-        self.position.copy_(after)
-        self.segment.copy_(segment)
-        self.known = known
-        return Context(past=past, extent=extent, **seen)
 
 
 @contextmanager
@@ -191,13 +180,20 @@ def outside_inference() -> Iterator[None]:
         yield
 
 
-def _check_capacity(extent: int, max_length: int | None, lengths: list[int]) -> None:
-    if max_length is not None and extent > max_length:
-        row = lengths.index(extent)
+def _check_capacity(lengths: list[int], max_length: int | None) -> None:
+    """StateError if a row's document is longer than max_length."""
+    longest = max(lengths, default=0)
+    if max_length is not None and longest > max_length:
         raise StateError(
-            f"the state is full: row {row} would hold {extent} tokens, and max_length is {max_length}. "
-            f"Nothing was changed; make a larger one with init_state(batch, max_length={extent})"
+            f"the state is full: row {lengths.index(longest)} would hold {longest} tokens, and max_length is "
+            f"{max_length}. Nothing was changed; make a larger one with init_state(batch, max_length={longest})"
         )
+
+
+def _longest(positions: Tensor, valid: Tensor | None) -> list[int]:
+    """The length that each row's longest document has reached."""
+    real = positions if valid is None else positions.masked_fill(~valid, -1)
+    return (real.amax(dim=1) + 1).tolist()
 
 
 def _compact(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

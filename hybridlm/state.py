@@ -195,7 +195,8 @@ class ModelState:
         gone = gone.to(self.position.device)
         for leaf in leaves(self.layers):
             for name, tensor in leaf.tensors().items():
-                empty = tensor.masked_fill(gone.reshape(-1, *[1] * (tensor.ndim - 1)), 0)
+                row = gone.reshape(-1, *[1] * (tensor.ndim - 1))
+                empty = torch.zeros_like(tensor) if len(index) == self.batch else tensor.masked_fill(row, 0)
                 setattr(leaf, name, _write(tensor, empty, leaf.in_place))
         self.cursor.reset(gone)
         return self

@@ -83,11 +83,15 @@ def test_a_full_state_refuses_before_anything_moves():
     assert cursor.lengths == before.lengths
 
 
-def test_capacity_counts_the_tokens_of_the_current_document_alone():
+def test_capacity_counts_the_tokens_of_each_document_apart():
     cursor = Cursor.zeros(1)
     ids = rows([[0, 0, 0, 1, 1, 1]])
     cursor.open(ids, None, ids, max_length=3)
     assert cursor.lengths == [3]
+    before = cursor.fork()
+    with pytest.raises(StateError, match="would hold 5 tokens"):
+        cursor.open(rows([[1, 1, 2]]), None, rows([[1, 1, 2]]), max_length=3)
+    assert (cursor.over, cursor.lengths) == (before.over, before.lengths)
     valid = torch.tensor([[False] * 5 + [True]])
     with pytest.raises(StateError):
         cursor.open(ids, valid, max_length=3)

@@ -253,3 +253,10 @@ def test_per_sample_gradients_by_vmap():
     model(IDS, targets=IDS).loss.backward()
     for name, parameter in parameters.items():
         torch.testing.assert_close(mean[name], parameter.grad, atol=1e-9, rtol=1e-9)
+
+
+def test_an_emptied_state_depends_on_nothing(model):
+    state = model(IDS[:, :4], state=model.init_state(3, 12))
+    state.logits.sum().backward()
+    again = model(IDS[:, :4], state=state.state.reset())
+    again.logits.sum().backward()

@@ -75,10 +75,15 @@ class Block(nn.Module):
         """The mixer's empty state; () for an MLP alone, which remembers nothing."""
         return () if self.mixer is None else self.mixer.init_state(batch, max_length, **where)
 
-    def forward(self, x: Tensor, state: Layer | None, ctx: Context) -> tuple[Tensor, Layer | None]:
-        """The residual stream x (b, t, d) -> the same after this layer, and the layer's next state."""
+    def forward(
+        self, x: Tensor, state: Layer | None, ctx: Context, mixer: nn.Module | None = None
+    ) -> tuple[Tensor, Layer | None]:
+        """The residual stream x (b, t, d) -> the same after this layer, and the layer's next state.
+
+        mixer: this block's own under another config, where a place with shared weights has one.
+        """
         if self.mixer is not None:
-            y, state = self.mixer(self.norm(x), state, ctx)
+            y, state = (mixer or self.mixer)(self.norm(x), state, ctx)
             x = x + self.dropout(y)
         if self.mlp is not None:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -88,21 +93,37 @@ class Block(nn.Module):
 class SharedBlock(nn.Module):
     """A place in the stack whose weights live in `model.shared`. It has none of its own.
 
-    Settings that change no shape may differ from place to place: the place then looks at the shared modules through
-    copies of their outer shells, which hold the same parameters and submodules under another config.
+    Settings of the mixer that change no shape may differ from place to place: the place then calls the shared mixer
+    through a copy of its outer shell, which holds the same parameters and submodules under another config.
     """
 
     def __init__(self, block: Block, layer: LayerPlan):
         super().__init__()
-        self.view = (_view(block, layer),)  # in a tuple, so that it is no submodule: the weights have one name only
+        self.place = (block, _under(block.mixer, layer))  # a tuple is no submodule: the weights have one name only
+
+    @property
+    def block(self) -> Block:
+        """The shared block."""
+        return self.place[0]
+
+    @property
+    def mixer(self) -> nn.Module | None:
+        """The shared mixer under the config of this place."""
+        return self.place[1] or self.block.mixer
+
+    @property
+    def writes(self) -> int:
+        """How many times it adds to the residual stream."""
+        return self.block.writes
 
     def init_state(self, batch: int, max_length: int, **where: Any) -> Layer:
         """This place's own empty state."""
-        return self.view[0].init_state(batch, max_length, **where)
+        return () if self.mixer is None else self.mixer.init_state(batch, max_length, **where)
 
     def forward(self, x: Tensor, state: Layer | None, ctx: Context) -> tuple[Tensor, Layer | None]:
         """As Block."""
-        return self.view[0](x, state, ctx)
+        block, mixer = self.place
+        return block(x, state, ctx, mixer)
 
 
 def _mixer(layer: LayerPlan, spec: ModelSpec) -> Mixer | SideBySide:
@@ -117,19 +138,17 @@ def _build(part: Part, spec: ModelSpec) -> Mixer:
     return part.cls(part.config, spec.d_model, eps=spec.norm_eps)
 
 
-def _view(block: Block, layer: LayerPlan) -> Block:
-    """The shared block under the configs of this place; the block itself where they are the same."""
-    shared = block.mixer.mixers if isinstance(block.mixer, SideBySide) else [block.mixer] if layer.mixers else []
+def _under(mixer: nn.Module | None, layer: LayerPlan) -> nn.Module | None:
+    """The mixer under the configs of this layer; None where they are its own."""
+    inner = list(mixer.mixers) if isinstance(mixer, SideBySide) else [mixer] if layer.mixers else []
     wanted = [part.config for part in layer.mixers]
-    if [mixer.config for mixer in shared] == wanted:
-        return block
-    mixers = [_shell(mixer, config=config) for mixer, config in zip(shared, wanted, strict=True)]
-    if isinstance(block.mixer, SideBySide):
-        held = _shell(block.mixer.mixers, _modules={str(i): mixer for i, mixer in enumerate(mixers)})
-        mixer = _shell(block.mixer, _modules={**block.mixer._modules, "mixers": held})
-    else:
-        (mixer,) = mixers
-    return _shell(block, _modules={**block._modules, "mixer": mixer})
+    if [one.config for one in inner] == wanted:
+        return None
+    shells = [_shell(one, config=config) for one, config in zip(inner, wanted, strict=True)]
+    if not isinstance(mixer, SideBySide):
+        return shells[0]
+    held = _shell(mixer.mixers, _modules={str(i): shell for i, shell in enumerate(shells)})
+    return _shell(mixer, _modules={**mixer._modules, "mixers": held})
 
 
 def _shell(module: nn.Module, **changes: Any) -> Any:

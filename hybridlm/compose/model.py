@@ -176,7 +176,7 @@ class HybridLM(nn.Module):
             for module in block.modules()
             for name in _residual_projections(module)
         ]
-        writes = sum((block.view[0] if isinstance(block, SharedBlock) else block).writes for block in self.blocks)
+        writes = sum(block.writes for block in self.blocks)
         for projection in writers:
             projection.weight.mul_(writes**-0.5)
 

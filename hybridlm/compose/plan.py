@@ -82,7 +82,8 @@ def plan(spec: ModelSpec) -> Stack:
     given = dict(spec.blocks) or default_blocks()
     pattern = parse(spec.pattern, names=list(given))
     reader = _Reader(spec, given)
-    used = {name: reader.block(name) for name in pattern.names}
+    read = {name: reader.block(name) for name in (spec.blocks or pattern.names)}  # a mistake in an unused one is one
+    used = {name: read[name] for name in pattern.names}
     stack = Stack(spec, tuple(reader.layer(place) for place in pattern.places()))
     rope = not stack.recurrent
     layers = tuple(_settle_rope(layer, rope) for layer in stack.layers)
@@ -268,8 +269,8 @@ def _check_shared(layers: tuple[LayerPlan, ...], d_model: int) -> None:
         other = first.setdefault(layer.label, layer) if layer.label else layer
         if layer != other and _weights(layer, d_model) != _weights(other, d_model):
             raise SpecError(
-                f"pattern: {layer.name} and {other.name} share the weights {layer.label!r} but differ in their shapes "
-                "or initial values; an override on a shared place may change neither"
+                f"pattern: {layer.name} and {other.name} share the weights {layer.label!r} but differ in their shapes, "
+                "initial values or MLP; an override on a shared place may change none of these"
             )
 
 
@@ -277,7 +278,7 @@ def _weights(layer: LayerPlan, d_model: int) -> tuple:
     """Everything about a layer's weights: its parts, the name and shape of each parameter, how they begin."""
     parts = [*layer.mixers, *([layer.mlp] if layer.mlp else [])]
     first = [{name: dataclasses.asdict(part.config)[name] for name in part.cls.initial_fields} for part in layer.mixers]
-    return layer.combine, tuple((part.type, _shapes(part, d_model)) for part in parts), first
+    return layer.combine, layer.mlp, first, tuple((part.type, _shapes(part, d_model)) for part in parts)
 
 
 @functools.lru_cache(maxsize=256)

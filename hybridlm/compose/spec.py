@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from hybridlm import checks
 from hybridlm.compose import strict_yaml
 from hybridlm.errors import SpecError, nearest
 
+BLOCK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 NORM_NAMES = ("rmsnorm", "layernorm")
 COMBINATIONS = ("sum", "norm_mean")
 
@@ -71,6 +73,15 @@ class ModelSpec:
         object.__setattr__(self, "dropout", checks.real("dropout", self.dropout, 0.0, 0.99))
         if not isinstance(self.blocks, Mapping) or not all(isinstance(name, str) for name in self.blocks):
             raise SpecError(f"blocks: {self.blocks!r}; it must be a mapping of letters and names to blocks")
+        for name in self.blocks:
+            if not BLOCK_NAME.fullmatch(name):
+                raise SpecError(
+                    f"blocks.{name}: no pattern can name it; use a letter, or a letter and letters, digits, _ or -"
+                )
+        object.__setattr__(self, "blocks", _plain(self.blocks))
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
@@ -100,7 +111,7 @@ class ModelSpec:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of what decides the meaning of a state and of weights: all but dropout."""
+        """16 hex digits of everything but dropout: a state goes on only in a model with the same."""
         meaning = {key: value for key, value in self.to_dict().items() if key != "dropout"}
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -49,7 +49,7 @@ class HeadsConfig:
         if rope and head_dim % 2:
             raise SpecError(
                 f"head_dim: {head_dim} is odd, and rotary positions turn pairs; "
-                f"use {head_dim - 1 or 2} or {head_dim + 1}, or rope: false"
+                f"use {head_dim + 1} or another even number, or rope: false"
             )
         theta = real("rope_theta", self.rope_theta, 1.0, 1e12)
         return replace(

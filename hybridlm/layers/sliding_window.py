@@ -92,8 +92,9 @@ class SlidingWindow(Heads):
     def attend_both(self, q: Tensor, k: Tensor, v: Tensor, state: RingState, ctx: Context) -> Tensor:
         """[ring in order, call]: document 0 sees both, the documents that begin here only themselves."""
         ring, window = state.k.shape[1], self.config.window
-        start = torch.where(_continues(ctx), ctx.positions[:, :1], 0)
-        stored = start + torch.arange(-ring, 0, device=q.device)  # positions of the ring's keys, oldest first
+        stored = ctx.positions[:, :1] + torch.arange(
+            -ring, 0, device=q.device
+        )  # positions of the ring's keys, oldest first
         rows = torch.arange(q.shape[0], device=q.device)[:, None]
         k = torch.cat([state.k[rows, stored % ring].to(k.dtype), k], dim=1)
         v = torch.cat([state.v[rows, stored % ring].to(v.dtype), v], dim=1)
@@ -125,8 +126,3 @@ class SlidingWindow(Heads):
         return replace(
             cost, state=lambda max_length, itemsize: StateBytes(kv=width * min(config.window, max_length) * itemsize)
         )
-
-
-def _continues(ctx: Context) -> Tensor | bool:
-    """(b, 1) mask: the row's first token goes on with the state's document."""
-    return torch.tensor(True) if ctx.document is None else ctx.document[:, :1] == 0

@@ -290,3 +290,17 @@ def test_saving_over_a_model_replaces_it_and_leaves_strangers_alone(tmp_path):
     hl.save(new, tmp_path)
     assert same(hl.load(tmp_path), new)
     assert (tmp_path / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_shared_place_under_another_config_sees_replaced_parts_and_hooks():
+    model = make("W@x W@x{window: 3}")
+    calls = []
+    model.shared["x"].mixer.q_proj.register_forward_hook(lambda *_: calls.append("q"))
+    model.shared["x"].register_forward_hook(lambda *_: calls.append("block"))
+    model(IDS)
+    assert calls == ["q", "block"] * 2
+    model.shared["x"].mlp = nn.Identity()
+    model.shared["x"].mlp.register_forward_hook(lambda *_: calls.append("mlp"))
+    model(IDS)
+    assert calls.count("mlp") == 2
+    assert model.blocks[1].mixer.config.window == 3

@@ -116,6 +116,12 @@ def test_a_foreign_notation_is_read_only_when_asked_for():
         ({"pattern": "A{kv_heads: 1}@s A@s"}, "share the weights 's' but differ"),
         ({"pattern": "A@s M@s"}, "share the weights 's' but differ"),
         ({"pattern": "F{width: 3}"}, "no mixer"),
+        ({"blocks": {**BLOCKS, "Z": {"mixxer": 3}}}, r"blocks\.Z\.mixxer: unknown field"),
+        ({"blocks": {**BLOCKS, "Z": {"mixer": "nosuch"}}}, r"blocks\.Z\.mixer\.type: unknown mixer"),
+        ({"blocks": {**BLOCKS, "a b": {"mixer": "mamba"}}}, "no pattern can name it"),
+        ({"blocks": {**BLOCKS, "-": {"mixer": "mamba"}}}, "no pattern can name it"),
+        ({"pattern": "A@x A{mlp: gelu}@x"}, "initial values or MLP"),
+        ({"pattern": "M@x M{dt_min: 0.01}@x"}, "initial values or MLP"),
         ({"pattern": "A@keys A@keys"}, "the label 'keys' is a word of PyTorch's"),
         ({"blocks": {"A": {"mixer": {"type": "attention", "heads": 1 << 24, "kv_heads": 3}}, "M": BLOCKS["M"]}}, "kv_heads: 3 does not divide heads = 16777216; use 2 or 4"),  # noqa: E501
         ({"blocks": {"A": {"mixer": {"type": "attention", "heads": (1 << 24) - 3, "head_dim": 2, "kv_heads": 7}}, "M": BLOCKS["M"]}}, "kv_heads: 7 does not divide"),  # noqa: E501
@@ -140,3 +146,12 @@ def test_what_a_model_needs_is_asked_for(missing):
 def test_defaults_are_legal_at_every_width():
     for width in [*range(32, 200), 255, 257, 1000, 1031]:
         plan(ModelSpec(d_model=width, vocab_size=50, pattern="AWSMm"))
+
+
+def test_a_spec_is_a_value_of_its_own():
+    blocks = {"A": {"mixer": {"type": "attention"}}}
+    one = ModelSpec(d_model=64, vocab_size=50, pattern="A", blocks=blocks)
+    assert hash(one) == hash(ModelSpec(d_model=64, vocab_size=50, pattern="A", blocks=blocks))
+    before = one.fingerprint
+    blocks["A"]["mixer"]["type"] = "mamba"
+    assert one.fingerprint == before

@@ -13,6 +13,8 @@ from hybridlm.state import ModelState
 from hybridlm.testing.result import Result
 from hybridlm.testing.subject import Subject, Trace
 
+Ran = tuple[Tensor, ModelState | None]
+
 
 @dataclass(frozen=True)
 class Call:
@@ -76,11 +78,23 @@ class Call:
         return self.rows.gather(1, last[:, None])[:, 0], steps.gather(1, last[:, None])[:, 0] + 1
 
 
-def play(subject: Subject, call: Call, state: ModelState | None = None, garbage: float = 0.0):
+def play(subject: Subject, call: Call, state: ModelState | None = None, garbage: float = 0.0) -> Ran:
     """Run one call: (y (b, t, e), the next state)."""
-    device = subject.device
-    valid, ids = (None if tensor is None else tensor.to(device) for tensor in (call.valid, call.ids))
-    return subject.run(call.inputs(subject, garbage), state, valid, ids)
+    return run_call(subject, call, call.inputs(subject, garbage), state)
+
+
+def run_call(subject: Subject, call: Call, x: Tensor, state: ModelState | None, plain: bool = False) -> Ran:
+    """Run one call on x (b, t, d); plain: token by token, which needs a state."""
+    valid, ids = (None if given is None else given.to(subject.device) for given in (call.valid, call.ids))
+    if not plain:
+        return subject.run(x, state, valid, ids)
+    ys = []
+    for i in range(x.shape[1]):
+        at = slice(i, i + 1)
+        given = (None if tensor is None else tensor[:, at] for tensor in (valid, ids))
+        y, state = subject.run(x[:, at], state, *given)
+        ys.append(y)
+    return torch.cat(ys, dim=1), state
 
 
 def plays(

@@ -197,8 +197,9 @@ def autocast(s: Subject, wanted: dict[str, torch.dtype]) -> Iterator[Result]:
 
 def remembers_long(s: Subject) -> Iterator[Result]:
     """Thousands of tokens with the slowest decay: the state is that of a float64 run, handed on at other places."""
-    twin, reference = s.twin(), s.twin(torch.float64, "reference")
-    tokens = 16384 if all(long_memory(subject.module) for subject in (twin, reference)) else 2048
+    twin = s.twin()
+    tokens = 16384 if long_memory(twin.module) else 2048
+    reference = twin.twin(torch.float64, "reference")
     x = s.draw(1, tokens, seed=13)
     states = []
     for subject, size in ((twin, 128), (reference, 512)):

@@ -1,0 +1,162 @@
+"""The kit as a user meets it: results, the table, the command, what it refuses, and the models that it draws."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from hypothesis import given
+from rich.console import Console
+
+import hybridlm as hl
+from hybridlm.errors import SpecError
+from hybridlm.layers.attention import Attention
+from hybridlm.testing import LAWS, Result, Solo, assert_laws, check_mixer, check_model, report, require, violations
+from hybridlm.testing.__main__ import main
+from hybridlm.testing.patterns import alphabet, specs
+from hybridlm.testing.result import distance, measured, raises, same
+
+
+class Deaf(Attention):
+    """Hears nothing but the token itself."""
+
+    def forward(self, x, state=None, ctx=None):
+        return x, super().forward(x, state, ctx)[1]
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+def test_distance_sees_one_bad_token():
+    want = torch.ones(1000, 4, dtype=torch.float64)
+    got = want.clone()
+    got[7] += 0.1
+    error, worst = distance(got, want)
+    assert error == pytest.approx(0.1 / 1000**0.5)
+    assert worst == pytest.approx(0.1)
+    assert measured("", got, want, limit=0.005).verdict == "failed"
+    assert measured("", got, want, limit=0.011).verdict == "passed"
+
+
+def test_nan_is_infinitely_wrong():
+    want = torch.ones(3, 2)
+    assert distance(torch.tensor([[1.0, 1], [torch.nan, 1], [1, 1]]), want) == (torch.inf, torch.inf)
+
+
+def test_zero_is_no_reference():
+    assert measured("", torch.zeros(3, 2), torch.zeros(3, 2), 1.0).verdict == "failed"
+
+
+def test_a_wrong_shape_is_not_broadcast():
+    with pytest.raises(AssertionError, match=r"shape \(1, 2\)"):
+        distance(torch.ones(1, 2), torch.ones(3, 2))
+
+
+def test_same_is_bit_for_bit():
+    assert same("", torch.ones(2), torch.ones(2)).verdict == "passed"
+    assert same("", torch.ones(2), torch.ones(2) + 1e-7).error == pytest.approx(1.2e-7, rel=0.01)
+
+
+def test_raises_wants_just_this_error():
+    def fail():
+        raise KeyError("x")
+
+    assert raises("", KeyError, fail).verdict == "passed"
+    assert "KeyError" in raises("", IndexError, fail).detail
+    assert raises("", KeyError, lambda: None).verdict == "failed"
+
+
+# --------------------------------------------------------------------------------------------------- results, the table
+def test_results_carry_their_law_and_their_limit():
+    results = check_mixer("attention", laws=["C1", "C4"])
+    assert {r.law for r in results} == {"C1", "C4"}
+    assert all(r.verdict == "passed" and r.error <= r.limit and r.worst <= 10 * r.limit for r in results)
+    assert {r.limit for r in check_mixer("attention", dtype=torch.float64, laws=["C4"])} == {1e-12}
+
+
+def test_a_refusal_counts_only_where_it_is_allowed():
+    refused = [Result(law, "x", 0, 0, 0, "refused") for law in ("C2", "C9")]
+    assert [r.law for r in violations(refused)] == ["C2"]
+
+
+def test_broken_laws_raise_with_their_cases():
+    with pytest.raises(AssertionError, match="C1 an earlier token matters: failed"):
+        assert_laws(Deaf, laws=["C1"])
+    assert_laws(Attention, laws=["C1"])
+
+
+def test_what_is_raised_becomes_a_result():
+    class Broken(Attention):
+        def forward(self, x, state=None, ctx=None):
+            raise RuntimeError("out of luck")
+
+    (found,) = check_mixer(Broken, laws=["C4"])
+    assert found.verdict == "failed"
+    assert "out of luck" in found.detail
+
+
+def test_report_shows_every_law_and_every_mixer():
+    text = io.StringIO()
+    found = {"attention": check_mixer("attention", laws=["C1", "C9"]), "deaf": check_mixer(Deaf, laws=["C1"])}
+    report(found, console=Console(file=text, width=120))
+    lines = text.getvalue()
+    assert "C1" in lines
+    assert LAWS["C9"].title[:20] in lines
+    assert "2.0e-06" in lines
+    assert "deaf: C1 an earlier token matters: failed" in lines
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+def test_command_passes(capsys):
+    assert main(["attention", "s4", "--laws", "C1", "C13"]) == 0
+    assert "0 break a law" in capsys.readouterr().out
+
+
+def test_command_takes_a_class_and_fails_on_a_broken_law(capsys, monkeypatch):
+    monkeypatch.setattr("hybridlm.layers.attention.Deaf", Deaf, raising=False)
+    assert main(["hybridlm.layers.attention:Deaf", "--laws", "C1"]) == 1
+    assert "an earlier token matters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mamba3x"], "unknown mixer 'mamba3x'"),
+        (["attention", "--laws", "C99"], "unknown law 'C99'"),
+        (["no.such.module:X"], "cannot be imported"),
+    ],
+)
+def test_command_says_what_is_wrong(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_command_helps(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "python -m hybridlm.testing mamba2" in text
+    assert "bfloat16" in text
+
+
+# --------------------------------------------------------------------------------------------------------------- inputs
+def test_unknown_config_field():
+    with pytest.raises(SpecError, match="d_stat"):
+        check_mixer("mamba", config={"d_stat": 3})
+
+
+def test_config_is_an_instance_or_a_mapping():
+    given = Attention.Config(heads=2, rope=False)
+    assert Solo("attention", config=given).config == Solo("attention", config={"heads": 2, "rope": False}).config
+
+
+def test_laws_are_found_on_models_too():
+    results = check_model({"pattern": "[mamba]", "blocks": alphabet(), "d_model": 32, "vocab_size": 16}, laws=["C24"])
+    require(results)
+    assert len(results) >= 5
+
+
+@given(spec=specs())
+def test_drawn_specs_are_legal(spec):
+    with torch.device("meta"):
+        built = hl.build(**spec, device="meta")
+    assert 1 <= len(built.blocks) <= 24

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,7 +44,9 @@ class Context:
     @classmethod
     def of(cls, x: Tensor, valid: Tensor | None = None, segment_ids: Tensor | None = None) -> Context:
         """The context of a call without a state. x: (b, t, ...); valid (b, t) bool; segment_ids (b, t) integers."""
-        return Cursor.zeros(x.shape[0], device=x.device).open(x, valid, segment_ids)
+        nowhere = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        ctx, _, _ = _read(x, valid, segment_ids, nowhere, nowhere)
+        return ctx
 
     def align(self, x: Tensor) -> Tensor:
         """(b, t, ...) as given -> the same with each row's valid tokens first and zeros after them."""
@@ -142,34 +144,27 @@ class Cursor:
         x: (b, t, ...); valid: (b, t) bool; segment_ids: (b, t) integers, a run of equal ids being one document.
         StateError, before anything changes: a row would hold more than max_length tokens.
         """
-        start, tokens = self.position, x.shape[1]
-        order, lengths, prefix = _compact(valid)
-        document, segment, positions = None, self.segment, start[:, None] + torch.arange(tokens, device=x.device)
-        if segment_ids is not None:
-            ids = segment_ids if order is None else _take(segment_ids, order)
-            document, positions, segment = _documents(ids, lengths, start, self.segment)
-        plain = valid is None and segment_ids is None
-        after = start + tokens if plain else _after(start, positions, lengths)
+        ctx, after, segment = _read(x, valid, segment_ids, self.position, self.segment)
         if torch.compiler.is_compiling():
-            known, past, extent = None, max_length or 0, max_length or 0
+            known, over, past, extent = None, [True] * len(self.over), max_length or 0, max_length or 0
         else:
-            known = [length + tokens for length in self.lengths] if plain else after.tolist()
+            known, over = self._count(x.shape[1], ctx, after, max_length)
             past, extent = max(self.lengths, default=0), max(known, default=0)
-            _check_capacity(known if plain else _longest(positions, prefix), max_length)
-            self.over = self.over if document is None else _began_over(start, document, self.over)
         self.position.copy_(after)
         self.segment.copy_(segment)
-        self.known = known
-        return Context(
-            positions=positions,
-            lengths=lengths,
-            valid=prefix,
-            document=document,
-            past=past,
-            extent=extent,
-            order=order,
-            mask=valid,
-        )
+        self.known, self.over = known, over
+        return replace(ctx, past=past, extent=extent)
+
+    def _count(self, tokens: int, ctx: Context, after: Tensor, max_length: int | None) -> tuple[list[int], list[bool]]:
+        """lengths and over after the call, on the host. StateError: a document is longer than max_length."""
+        if ctx.lengths is None and ctx.document is None:
+            known = [length + tokens for length in self.lengths]
+            _check_capacity(known, max_length)
+            return known, self.over
+        real = ctx.positions if ctx.valid is None else ctx.positions.masked_fill(~ctx.valid, -1)
+        _check_capacity((real.amax(dim=1) + 1).tolist(), max_length)
+        over = self.over if ctx.document is None else _began_over(self.position, ctx.document, self.over)
+        return after.tolist(), over
 
 
 @contextmanager
@@ -190,10 +185,17 @@ def _check_capacity(lengths: list[int], max_length: int | None) -> None:
         )
 
 
-def _longest(positions: Tensor, valid: Tensor | None) -> list[int]:
-    """The length that each row's longest document has reached."""
-    real = positions if valid is None else positions.masked_fill(~valid, -1)
-    return (real.amax(dim=1) + 1).tolist()
+def _read(
+    x: Tensor, valid: Tensor | None, segment_ids: Tensor | None, start: Tensor, segment: Tensor
+) -> tuple[Context, Tensor, Tensor]:
+    """One call's tokens, from where the rows stand: start, segment (b,). Returns where they stand after it, too."""
+    order, lengths, prefix = _compact(valid)
+    document, positions = None, start[:, None] + torch.arange(x.shape[1], device=x.device)
+    if segment_ids is not None:
+        ids = segment_ids if order is None else _take(segment_ids, order)
+        document, positions, segment = _documents(ids, lengths, start, segment)
+    ctx = Context(positions=positions, lengths=lengths, valid=prefix, document=document, order=order, mask=valid)
+    return ctx, _after(start, positions, lengths), segment
 
 
 def _compact(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

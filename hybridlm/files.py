@@ -14,8 +14,16 @@ from pathlib import Path
 from hybridlm.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+STAGING = ".saving-"
 BLANK_SEAL = "0" * 64
 _SEAL = re.compile(rb'"seal":"([0-9a-f]{64})"')
+
+
+def as_path(path: str | Path, error: type[ValueError] = CheckpointError) -> Path:
+    """A path, or `error` for what cannot be one."""
+    if not isinstance(path, str | os.PathLike):
+        raise error(f"{path!r} is a {type(path).__name__}, not a path")
+    return Path(path)
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:
@@ -71,7 +79,9 @@ def write_together(folder: str | Path, writers: Mapping[str, Callable[[Path], No
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
+    for stale in folder.glob(f"{STAGING}*"):
+        shutil.rmtree(stale)
+    staged = Path(tempfile.mkdtemp(dir=folder, prefix=STAGING))
     try:
         for name, write in writers.items():
             write(staged / name)
@@ -135,7 +145,8 @@ def verify_manifest(folder: str | Path, required: Sequence[str] = ()) -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: damaged ({error})") from error
     if faults:
-        raise CheckpointError(f"{folder}: damaged files; restore them from a copy:\n  " + "\n  ".join(faults))
+        kept = next((path.parent for path in folder.glob(f"{STAGING}*/before/{MANIFEST}")), "a copy")
+        raise CheckpointError(f"{folder}: damaged files; restore them from {kept}:\n  " + "\n  ".join(faults))
 
 
 def _fault(path: Path, entry: dict) -> str:

@@ -18,8 +18,10 @@ from torch import Tensor
 from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import StateError, UnsupportedError
 
+SPENT = "this state was consumed by an earlier call; continue with the state that call returned, or fork() before it"
 
-@dataclass
+
+@dataclass(eq=False)
 class LayerState:
     """What one mixer remembers. A subclass is a dataclass whose fields are tensors with the batch first.
 
@@ -91,11 +93,8 @@ class LayerState:
         )
 
 
-SPENT = "this state was consumed by an earlier call; continue with the state that call returned, or fork() before it"
-
-Layer = (
-    LayerState | tuple
-)  # a mixer's state, or the states of mixers side by side; () for a layer that remembers nothing
+# A mixer's state, or the states of mixers side by side; () for a layer that remembers nothing.
+Layer = LayerState | tuple
 
 
 def _as_rows(rows: Tensor | Sequence[int]) -> Tensor:
@@ -127,7 +126,7 @@ def leaves(layers: Sequence[Layer]) -> list[LayerState]:
     return [leaf for x in layers for leaf in (leaves(x) if isinstance(x, tuple) else [x])]
 
 
-@dataclass
+@dataclass(eq=False)
 class ModelState:
     """The state of a whole model: one entry a layer of the pattern, and the clock of the rows.
 

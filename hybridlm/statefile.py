@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hybridlm.context import Cursor, outside_inference
 from hybridlm.errors import StateError
-from hybridlm.files import BLANK_SEAL, atomic_write, seal, sealed
+from hybridlm.files import BLANK_SEAL, as_path, atomic_write, seal, sealed
 from hybridlm.registry import mixers
 from hybridlm.state import Layer, LayerState, ModelState
 
@@ -21,6 +21,7 @@ VERSION = 1
 
 def save_state(state: ModelState, path: str | Path) -> None:
     """Write every tensor of the state, its clock, and what kind each layer is. Atomic."""
+    path = as_path(path, StateError)
     tensors: dict[str, Tensor] = {"position": state.cursor.position, "segment": state.cursor.segment}
     kinds = [_collect(layer, f"layers.{i}", tensors) for i, layer in enumerate(state.layers)]
     about = {
@@ -40,7 +41,7 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
 
     StateError: the file is missing, damaged (one flipped bit is enough), or not a state.
     """
-    path = Path(path)
+    path = as_path(path, StateError)
     if not path.is_file():
         raise StateError(f"{path}: no such file")
     blob = path.read_bytes()

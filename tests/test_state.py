@@ -260,3 +260,22 @@ def test_an_emptied_state_depends_on_nothing(model):
     state.logits.sum().backward()
     again = model(IDS[:, :4], state=state.state.reset())
     again.logits.sum().backward()
+
+
+@pytest.mark.parametrize("pattern", ["A", "W", "M", "m"])
+def test_packed_and_padded_rows_under_vmap(pattern):
+    model = hl.build(pattern=pattern, d_model=32, vocab_size=30, seed=0).double()
+    segments, valid = IDS.sort(dim=1).values, IDS > 5
+    with use("reference"):
+        rows = torch.func.vmap(lambda i, s, v: model(i[None], segment_ids=s[None], valid=v[None]).logits[0])
+        torch.testing.assert_close(
+            rows(IDS, segments, valid), model(IDS, segment_ids=segments, valid=valid).logits, atol=1e-12, rtol=1e-12
+        )
+
+
+@pytest.mark.parametrize(
+    "where", [{"dtype": "x"}, {"dtype": 3}, {"device": "x"}, {"dtype": torch.float8_e4m3fn}], ids=str
+)
+def test_a_state_lives_where_models_do(model, where):
+    with pytest.raises(hl.StateError, match=next(iter(where))):
+        model.init_state(2, 4, **where)

@@ -13,16 +13,15 @@ import torch
 
 from hybridlm.checks import integer
 from hybridlm.compose.cost import stack_cost
-from hybridlm.compose.memory import require_memory
+from hybridlm.compose.memory import require_device, require_dtype, require_memory
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, SpecError
-from hybridlm.files import verify_manifest, write_together
+from hybridlm.files import as_path, verify_manifest, write_together
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def build(
@@ -42,7 +41,7 @@ def build(
 
     PatternError, SpecError: what is wrong, where, and what is allowed; nothing was allocated.
     """
-    device, dtype = _device(device), _dtype(dtype)
+    device, dtype = require_device(device), require_dtype(dtype)
     seed = None if seed is None else integer("seed", seed)
     stack = plan(as_spec(source, **spec))
     nbytes = stack_cost(stack).parameters * dtype.itemsize
@@ -53,22 +52,6 @@ def build(
         model = model.to_empty(device=device)
         model.init_weights(seed)
     return model
-
-
-def _device(device: torch.device | str) -> torch.device:
-    """A device that this machine has; SpecError otherwise."""
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise SpecError(f"device: {device!r} is not there: {str(error).splitlines()[0]}") from error
-
-
-def _dtype(dtype: torch.dtype) -> torch.dtype:
-    """A dtype that weights can have."""
-    if not isinstance(dtype, torch.dtype) or dtype not in WEIGHT_DTYPES:
-        raise SpecError(f"dtype: {dtype!r}; it must be one of {', '.join(map(str, WEIGHT_DTYPES))}")
-    return dtype
 
 
 def as_spec(source: str | Path | Mapping[str, Any] | ModelSpec | None = None, /, **changes: Any) -> ModelSpec:
@@ -89,6 +72,8 @@ def save(model: HybridLM, folder: str | Path) -> None:
 
     A model that is there already is replaced as a whole, or, on a full disk say, stays as it is and OSError is raised.
     """
+    if not isinstance(model, HybridLM):
+        raise SpecError(f"a {type(model).__name__} is no HybridLM; save takes a model that hybridlm built")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise CheckpointError(
             "the model has no weights yet: it was built on the meta device; call to_empty, init_weights"
@@ -96,7 +81,7 @@ def save(model: HybridLM, folder: str | Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     about = {"model_type": "hybridlm", "format": FORMAT, "spec": model.spec.to_dict()}
     write_together(
-        folder,
+        as_path(folder),
         {
             WEIGHTS: lambda path: safetensors.torch.save_file(weights, path, {"format": "pt"}),
             CONFIG: lambda path: path.write_text(json.dumps(about, indent=2)),
@@ -131,7 +116,7 @@ def _saved_spec(folder: Path) -> dict[str, Any]:
 
 def model_folder(folder: str | Path) -> Path:
     """The folder itself, or its subfolder `model`, where a run keeps its weights."""
-    folder = Path(folder)
+    folder = as_path(folder)
     found = next((place for place in (folder, folder / "model") if (place / CONFIG).is_file()), None)
     if found is None:
         reason = "no such folder" if not folder.exists() else f"no {CONFIG} in it; not a saved model or a run"

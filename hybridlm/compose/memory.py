@@ -1,4 +1,4 @@
-"""What fits in this machine's memory, asked before anything is allocated."""
+"""Where a model can live and in what numbers, and whether it fits: asked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from hybridlm.errors import SpecError
 from hybridlm.ops.backend import memory
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -15,6 +16,22 @@ def require_memory(nbytes: int, device: torch.device | str, what: str, error: ty
     held = memory(device)
     if held is not None and nbytes > held:
         raise error(f"{what} takes {_readable(nbytes)}, and {device} has {_readable(held)}; make it smaller")
+
+
+def require_device(device: torch.device | str, error: type[ValueError] = SpecError) -> torch.device:
+    """The device; `error` if this machine has none such."""
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, TypeError) as reason:
+        raise error(f"device: {device!r} is not there: {str(reason).splitlines()[0]}") from reason
+
+
+def require_dtype(dtype: torch.dtype, error: type[ValueError] = SpecError) -> torch.dtype:
+    """The dtype; `error` if models do not compute in it."""
+    if dtype not in DTYPES:
+        raise error(f"dtype: {dtype!r}; it must be one of {', '.join(map(str, DTYPES))}")
+    return dtype
 
 
 def _readable(nbytes: int) -> str:

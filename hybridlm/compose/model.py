@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
 
 from hybridlm.checks import whole
 from hybridlm.compose.block import Block, SharedBlock
-from hybridlm.compose.memory import require_memory
+from hybridlm.compose.memory import require_device, require_dtype, require_memory
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.context import Context, Cursor, outside_inference
@@ -90,6 +91,7 @@ class HybridLM(nn.Module):
     ) -> tuple[Tensor, ModelState | None]:
         """As forward, up to the final norm: x (b, t, d) and the next state. `logits(x)` does the rest."""
         self._check(ids, state, valid, segment_ids)
+        segment_ids = None if segment_ids is None else segment_ids.long()
         ctx = Context.of(ids, valid, segment_ids) if state is None else state.open(ids, valid, segment_ids)
         x = self._embed(ctx.align(ids.long()), ctx)
         layers: list[Layer] = []
@@ -107,14 +109,9 @@ class HybridLM(nn.Module):
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.spec.residual_in_fp32 else x
 
     def _loss(self, x: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
-        targets = targets if valid is None else targets.masked_fill(~valid, -100)
+        targets = targets.long() if valid is None else targets.long().masked_fill(~valid, -100)
         chunk = max(1, LOGITS_AT_ONCE // self.spec.vocab_size)
-        return linear_cross_entropy(x.flatten(0, 1), self.output_weight, targets.flatten().long(), chunk)
-
-    @property
-    def output_weight(self) -> Tensor:
-        """(vocab, d): the matrix that gives logits; the embedding's where they are tied."""
-        return self.embed.weight if self.lm_head is None else self.lm_head.weight
+        return linear_cross_entropy(x.flatten(0, 1), self.logits, targets.flatten(), chunk)
 
     def init_state(
         self,
@@ -135,11 +132,9 @@ class HybridLM(nn.Module):
             raise StateError(f"init_state: {error}") from error
         weight = self.embed.weight
         where = {
-            "device": weight.device if device is None else torch.device(device),
-            "dtype": weight.dtype if dtype is None else dtype,
+            "device": require_device(weight.device if device is None else device, StateError),
+            "dtype": require_dtype(weight.dtype if dtype is None else dtype, StateError),
         }
-        if not where["dtype"].is_floating_point:
-            raise StateError(f"init_state: dtype {dtype}; a state holds numbers of a floating-point dtype")
         with outside_inference():
             sketch = [block.init_state(1, max_length, device="meta", dtype=where["dtype"]) for block in self.blocks]
             nbytes = batch * sum(leaf.nbytes for leaf in leaves(sketch))
@@ -181,20 +176,19 @@ class HybridLM(nn.Module):
             projection.weight.mul_(writes**-0.5)
 
     def _check_targets(self, targets: Tensor, ids: Tensor, valid: Tensor | None) -> None:
-        if _values_known(ids):
-            _check_tokens("ids", ids, None)
-            _check_tokens("targets", targets, ids.shape)
+        _check_tokens("ids", ids, None)
+        _check_tokens("targets", targets, ids.shape)
+        if _values_known(ids, targets, valid):
             real = targets if valid is None else targets[valid]
             _check_range("targets", real[real != -100], self.spec.vocab_size)
 
     def _check(self, ids: Tensor, state: ModelState | None, valid: Tensor | None, segment_ids: Tensor | None) -> None:
-        if not _values_known(ids):
-            return
         _check_tokens("ids", ids, None)
         for name, tensor in {"valid": valid, "segment_ids": segment_ids}.items():
             if tensor is not None:
                 _check_tokens(name, tensor, ids.shape)
-        _check_range("ids", ids if valid is None else ids[valid], self.spec.vocab_size)
+        if _values_known(ids, valid):
+            _check_range("ids", ids if valid is None else ids[valid], self.spec.vocab_size)
         if state is not None:
             self._check_state(state, ids)
 
@@ -231,9 +225,9 @@ def _check_tokens(name: str, tensor: Any, shape: torch.Size | None) -> None:
         raise SpecError(f"{name}: shape {tuple(tensor.shape)}; ids have {tuple(shape)}")
 
 
-def _values_known(ids: Any) -> bool:
+def _values_known(*tensors: Tensor | None) -> bool:
     """Whether there are numbers to look at: not while compiling, nor under torch.func."""
-    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(ids))
+    return not (torch.compiler.is_compiling() or any(x is not None and is_wrapped(x) for x in tensors))
 
 
 def _check_range(name: str, values: Tensor, vocab: int) -> None:

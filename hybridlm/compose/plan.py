@@ -86,7 +86,9 @@ def plan(spec: ModelSpec) -> Stack:
     used = {name: read[name] for name in pattern.names}
     stack = Stack(spec, tuple(reader.layer(place) for place in pattern.places()))
     rope = not stack.recurrent
-    layers = tuple(_settle_rope(layer, rope) for layer in stack.layers)
+    kinds = {layer.name: layer for layer in stack.layers}
+    settled = {name: _settle_rope(layer, rope) for name, layer in kinds.items()}
+    layers = tuple(settled[layer.name] for layer in stack.layers)
     _check_shared(layers, spec.d_model)
     return Stack(_resolved(spec, pattern, used, reader, rope), layers)
 

@@ -304,3 +304,39 @@ def test_a_shared_place_under_another_config_sees_replaced_parts_and_hooks():
     model(IDS)
     assert calls.count("mlp") == 2
     assert model.blocks[1].mixer.config.window == 3
+
+
+def test_what_hangs_on_the_head_takes_part_in_the_loss():
+    model = make("A")
+    calls = []
+    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    plain = model(IDS, targets=IDS).loss
+    model.lm_head = nn.Sequential(model.lm_head, nn.Linear(50, 50))
+    changed = model(IDS, targets=IDS).loss
+    assert calls == [1, 1]
+    torch.testing.assert_close(changed, nn.functional.cross_entropy(model(IDS).logits.flatten(0, 1), IDS.flatten()))
+    assert plain != changed
+
+
+@pytest.mark.parametrize("wrong", [[[1]], None, 3, IDS.tolist()], ids=str)
+def test_what_is_no_tensor_is_refused(wrong):
+    model = make("A")
+    for call in (lambda: model(wrong), lambda: model(wrong, targets=IDS), lambda: model(IDS, targets=wrong or 3)):
+        with pytest.raises(hl.SpecError, match="it must be a tensor"):
+            call()
+
+
+def test_targets_of_small_dtypes_are_read_before_pads_are_marked():
+    model = hl.build(pattern="A", d_model=32, vocab_size=256, seed=0)
+    valid = torch.arange(19) < torch.tensor([[7], [19]])
+    losses = [model(IDS, targets=IDS.to(dtype), valid=valid).loss for dtype in (torch.int64, torch.uint8)]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("path", [None, 3, ["a"]])
+def test_what_is_no_path_is_refused(path):
+    for call in (lambda: hl.load(path), lambda: hl.save(make("A"), path), lambda: hl.load_state(path)):
+        with pytest.raises(ValueError, match="not a path"):
+            call()
+    with pytest.raises(hl.SpecError, match="no HybridLM"):
+        hl.save(nn.Linear(2, 2), "unwritten")

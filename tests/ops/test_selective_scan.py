@@ -221,3 +221,13 @@ def test_states_are_not_kept_for_every_token():
 def test_unknown_backend():
     with pytest.raises(SpecError, match="tritn"):
         selective_scan(*inputs(2), backend="tritn")
+
+
+def test_second_derivatives():
+    """The backward pass keeps states as numbers; asked for its own gradient, it computes them again."""
+    torch.manual_seed(0)
+    sizes = [(1, 20, 2), (1, 20, 2), (2, 3), (1, 20, 3), (1, 20, 3)]
+    inputs = [torch.randn(size, dtype=torch.float64) for size in sizes]
+    inputs[1], inputs[2] = inputs[1].abs(), -inputs[2].abs()
+    inputs = [x.requires_grad_() for x in inputs]
+    assert torch.autograd.gradgradcheck(lambda *x: selective_scan(*x, None)[0], inputs, fast_mode=True)

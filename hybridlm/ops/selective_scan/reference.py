@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 CHUNK = 16
 BLOCK = 2**18  # 1 MB in float32
@@ -102,30 +101,19 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        drive, h = Drive(*inputs[:-1]), inputs[-1]
-        ys, starts = [], []
-        for z in _blocks(drive):
-            block = drive.map(lambda v, z=z: v[:, :, z])
-            h = _before_chunks(block, h)
-            starts.append(h)
-            y = []
-            for place in _places(block):
-                h = place.advance(h)
-                y.append(place.read(h))
-            ys.append(torch.stack(y))
-            h = h[:, -1]
-        return torch.cat(ys, dim=2), h, torch.cat(starts, dim=1)
+        return _run(Drive(*inputs[:-1]), inputs[-1])
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple) -> None:
         ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(*inputs[:-1], output[2])
+        ctx.save_for_backward(*inputs, output[2])
 
     @staticmethod
-    @once_differentiable  # the starts are kept as numbers, so a second derivative would miss what flows through them
     def backward(ctx, dy: Tensor, g: Tensor, _) -> tuple[Tensor | None, ...]:
-        *drive, starts = ctx.saved_tensors
+        *drive, h, starts = ctx.saved_tensors
         drive, dA, parts = Drive(*drive), 0, []
+        if torch.is_grad_enabled():  # second derivatives flow through the starts too, so they are computed again
+            _, _, starts = _run(drive, h)
         for z in reversed(_blocks(drive)):
             block = drive.map(lambda v, z=z: v[:, :, z])
             g, block_dA, rest = _pull_back(block, starts[:, z], dy[:, :, z], g)
@@ -133,6 +121,22 @@ class _Scan(torch.autograd.Function):
             parts.append(rest)
         du, ddt, dB, dC = (torch.cat(part[::-1], dim=2) for part in zip(*parts, strict=True))
         return du, ddt, dA, dB, dC, None, g
+
+
+def _run(drive: Drive, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """drive folded into chunks, h before the first -> y, h after the last, h before every chunk."""
+    ys, starts = [], []
+    for z in _blocks(drive):
+        block = drive.map(lambda v, z=z: v[:, :, z])
+        h = _before_chunks(block, h)
+        starts.append(h)
+        y = []
+        for place in _places(block):
+            h = place.advance(h)
+            y.append(place.read(h))
+        ys.append(torch.stack(y))
+        h = h[:, -1]
+    return torch.cat(ys, dim=2), h, torch.cat(starts, dim=1)
 
 
 def _pull_back(drive: Drive, h: Tensor, dy: Tensor, g: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

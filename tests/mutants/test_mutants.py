@@ -13,14 +13,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from patches import PATCHES
+# tests/ holds no packages; each of these four enters its bugs in seeds
+import patches_core
+import patches_mixers
+import toy_calls
+import toy_parts
+from seeds import PATCHES, TOY_MUTANTS
 from toy import Toy
-from toy_mutants import TOY_MUTANTS
 
 from hybridlm.testing import LAWS, Solo, Whole, check_mixer, require, violations
 from hybridlm.testing.check import numbers
 from hybridlm.testing.patterns import alphabet
 
+ENTERED = (patches_core, patches_mixers, toy_calls, toy_parts)
 TOKENS = 36
 SEEDED = len(TOY_MUTANTS) + len(PATCHES)
 killed: set[str] = set()

@@ -1,0 +1,204 @@
+"""Bugs seeded in the context, in the state and in the model."""
+
+from unittest.mock import patch
+
+import torch
+from seeds import patched
+
+import hybridlm.context as context
+import hybridlm.state as state
+from hybridlm.compose.block import Block
+from hybridlm.compose.cost import ModelCost
+from hybridlm.compose.model import HybridLM
+from hybridlm.context import Context, Cursor
+from hybridlm.layers.cost import Flops
+from hybridlm.state import ModelState
+
+
+# ---------------------------------------------------------------------------------------------------- context and clock
+@patched("C5", "attention")
+def outputs_are_not_put_back():
+    with patch.object(Context, "restore", lambda self, y: y):
+        yield
+
+
+@patched("C5", "mamba2")
+def compaction_turns_the_tokens_round():
+    true = context._compact
+
+    def turned(valid):
+        order, lengths, prefix = true(valid)
+        if order is None:
+            return order, lengths, prefix
+        return order.gather(1, (lengths[:, None] - 1 - torch.arange(order.shape[1])) % order.shape[1]), lengths, prefix
+
+    with patch.object(context, "_compact", turned):
+        yield
+
+
+@patched("C5", "attention")
+def pads_take_positions():
+    with patch.object(context, "_after", lambda start, positions, lengths: positions[:, -1] + 1):
+        yield
+
+
+@patched("C6", "attention")
+def the_last_document_is_forgotten():
+    true = context._documents
+
+    def documents(ids, lengths, start, segment):
+        document, positions, _ = true(ids, lengths, start, segment)
+        return document, positions, segment
+
+    with patch.object(context, "_documents", documents):
+        yield
+
+
+@patched("C6", "attention")
+def positions_run_on_over_documents():
+    true = context._documents
+
+    def documents(ids, lengths, start, segment):
+        document, positions, last = true(ids, lengths, start, segment)
+        return document, start[:, None] + torch.arange(positions.shape[1]).expand_as(positions), last
+
+    with patch.object(context, "_documents", documents):
+        yield
+
+
+@patched("C7", "attention")
+def selected_rows_keep_the_old_positions():
+    def select(self, rows):
+        count = torch.arange(len(rows)) % len(self.lengths)
+        return Cursor(self.position[count], self.segment[count], [self.lengths[i] for i in count.tolist()])
+
+    with patch.object(Cursor, "select", select):
+        yield
+
+
+@patched("C7", "attention")
+def emptied_rows_keep_their_positions():
+    with patch.object(Cursor, "reset", lambda self, rows: None):
+        yield
+
+
+@patched("C7", "mamba2")
+def emptied_rows_keep_their_state():
+    with patch.object(state, "leaves", lambda layers: []):
+        yield
+
+
+@patched("C10", "attention")
+def forks_share_the_clock():
+    with patch.object(Cursor, "fork", lambda self: self):
+        yield
+
+
+@patched("C10", "attention")
+def a_full_state_is_overrun():
+    with patch.object(context, "_check_capacity", lambda extent, max_length, lengths: None):
+        yield
+
+
+@patched("C10", "mamba")
+def a_spent_state_goes_on():
+    with (
+        patch.object(ModelState, "check", lambda self: None),
+        patch.object(state.LayerState, "check", lambda self, b: None),
+    ):
+        yield
+
+
+@patched("C9", "attention")
+def rollback_forgets_to_move_the_clock():
+    with patch.object(ModelState, "rollback", lambda self, count: self):
+        yield
+
+
+@patched("C9", "attention")
+def rollback_one_token_short():
+    true = ModelState.rollback
+    with patch.object(ModelState, "rollback", lambda self, count: true(self, max(0, count - 1))):
+        yield
+
+
+@patched("C14", "mamba2")
+def states_are_overwritten_under_gradients():
+    with patch.object(state.LayerState, "in_place", True):
+        yield
+
+
+@patched("C14", "attention")
+def a_graph_loses_its_memory_to_the_next_call():
+    """The cache is overwritten as soon as gradients are off, while the call before still needs it."""
+    with patch.object(state.LayerState, "in_place", property(lambda self: not torch.is_grad_enabled())):
+        yield
+
+
+@patched("C18", "attention")
+def a_loaded_state_forgets_its_position():
+    true = ModelState.save
+
+    def save(self, path):
+        self.cursor.position.zero_()
+        true(self, path)
+
+    with patch.object(ModelState, "save", save):
+        yield
+
+
+# --------------------------------------------------------------------------------------------------------- whole models
+HYBRID = "[mamba2] [attention] [s4]"
+
+
+@patched("C5", HYBRID)
+def the_model_does_not_put_back_its_outputs():
+    with patch.object(Context, "restore", lambda self, y: y):
+        yield
+
+
+@patched("C2", HYBRID)
+def the_model_passes_no_state_to_its_last_layer():
+    true = Block.forward
+
+    def forward(self, x, held, ctx):
+        y, after = true(self, x, None if held is not None and held.kind == "s4" and x.shape[1] > 1 else held, ctx)
+        return y, held if after is None else after
+
+    with patch.object(Block, "forward", forward):
+        yield
+
+
+@patched("C6", HYBRID)
+def the_model_drops_the_documents():
+    true = HybridLM.hidden
+
+    def hidden(self, ids, held=None, *, valid=None, segment_ids=None):
+        return true(self, ids, held, valid=valid)
+
+    with patch.object(HybridLM, "hidden", hidden):
+        yield
+
+
+@patched("C17", HYBRID)
+def a_block_forgets_its_mlp():
+    true = Block.reset_parameters
+
+    def reset_parameters(self, streams):
+        mlp, self.mlp = self.mlp, None
+        true(self, streams)
+        self.mlp = mlp
+
+    with patch.object(Block, "reset_parameters", reset_parameters):
+        yield
+
+
+@patched("C24", HYBRID)
+def the_books_forget_the_head():
+    true = ModelCost.forward
+    with patch.object(
+        ModelCost,
+        "forward",
+        lambda self, tokens, past=0: true(self, tokens, past) + Flops(matmul=-2.0 * tokens * 32 * 40),
+    ):
+        yield

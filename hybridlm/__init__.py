@@ -18,7 +18,7 @@ _LAZY = {
     "ModelSpec": "hybridlm.compose.spec",
     "ModelState": "hybridlm.state",
     "LayerState": "hybridlm.state",
-    "load_state": "hybridlm.statefile",
+    "load_state": "hybridlm.state",
     "Context": "hybridlm.context",
     "Mixer": "hybridlm.layers.mixer",
     "generate": "hybridlm.infer.generate",

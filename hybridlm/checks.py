@@ -43,6 +43,16 @@ def _float(value: int | float) -> float:
         return math.inf
 
 
+def interval(
+    low_field: str, low: object, high_field: str, high: object, least: float, most: float
+) -> tuple[float, float]:
+    """Two finite numbers in [least, most], the first not greater than the second."""
+    low, high = real(low_field, low, least, most), real(high_field, high, least, most)
+    if low > high:
+        raise SpecError(f"{low_field}: {low} is greater than {high_field} = {high}; swap them")
+    return low, high
+
+
 def flag(field: str, value: object) -> bool:
     """True or False, nothing that merely counts as one."""
     if not isinstance(value, bool):

@@ -1,11 +1,10 @@
-"""Files that are never half-written and never silently damaged: atomic writes, sealed blobs, manifests of sha256."""
+"""Files that are never half-written and never silently damaged: atomic writes, manifests of sha256."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,6 @@ from hybridlm.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 STAGING = ".saving-"
-BLANK_SEAL = "0" * 64
-_SEAL = re.compile(rb'"seal":"([0-9a-f]{64})"')
 
 
 def as_path(path: str | Path, error: type[ValueError] = CheckpointError) -> Path:
@@ -49,20 +46,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def seal(blob: bytes) -> bytes:
-    """Put the sha256 of the whole blob where its text says `"seal":"000..."`."""
-    return _SEAL.sub(b'"seal":"' + hashlib.sha256(blob).hexdigest().encode() + b'"', blob, count=1)
-
-
-def sealed(blob: bytes) -> bool:
-    """Whether the blob carries its own sha256: not one bit has changed since `seal`."""
-    found = _SEAL.search(blob)
-    if found is None:
-        return False
-    original = blob[: found.start(1)] + BLANK_SEAL.encode() + blob[found.end(1) :]
-    return hashlib.sha256(original).hexdigest().encode() == found.group(1)
 
 
 def sha256(path: str | Path) -> str:

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import StateError, UnsupportedError
+from hybridlm.registry import mixers
+from hybridlm.sealed import read_sealed, write_sealed
 
+FORMAT = 1  # of saved states
 SPENT = "this state was consumed by an earlier call; continue with the state that call returned, or fork() before it"
 
 
@@ -91,6 +94,36 @@ class LayerState:
             f"{self.kind}: its state folds the past together and cannot forget {count} tokens exactly; "
             "fork() the state before them, and go on from the fork"
         )
+
+
+def load_state(path: str | Path, *, device: torch.device | str | None = None) -> ModelState:
+    """Read a state that `ModelState.save` wrote, bit for bit.
+
+    StateError: the file is missing, damaged (one flipped bit is enough), or not a state.
+    """
+    with outside_inference():
+        tensors, about = read_sealed(path, StateError)
+        tensors = {name: tensor.to("cpu" if device is None else device) for name, tensor in tensors.items()}
+    if about.get("format") != FORMAT:
+        raise StateError(f"{path}: a state in format {about.get('format')}; this hybridlm reads format {FORMAT}")
+    layers = [_restore(kind, f"layers.{i}", tensors) for i, kind in enumerate(about["kinds"])]
+    cursor = Cursor(tensors["position"], tensors["segment"], None, about["over"])
+    return ModelState(layers, cursor, about["max_length"], about["fingerprint"])
+
+
+def _collect(layer: Layer, prefix: str, tensors: dict[str, Tensor]) -> str | list:
+    """Gather a layer's tensors under its prefix; returns its kind, or a list of kinds for a tuple."""
+    if isinstance(layer, tuple):
+        return [_collect(part, f"{prefix}.{i}", tensors) for i, part in enumerate(layer)]
+    tensors.update({f"{prefix}.{name}": tensor for name, tensor in layer.tensors().items()})
+    return layer.kind
+
+
+def _restore(kind: str | list, prefix: str, tensors: dict[str, Tensor]) -> Layer:
+    if isinstance(kind, list):
+        return tuple(_restore(part, f"{prefix}.{i}", tensors) for i, part in enumerate(kind))
+    own = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] == prefix}
+    return mixers.get(kind).State(**own)
 
 
 # A mixer's state, or the states of mixers side by side; () for a layer that remembers nothing.
@@ -217,10 +250,17 @@ class ModelState:
 
     def save(self, path: str | Path) -> None:
         """Write the state to one file, checksummed; `hybridlm.load_state` reads it back bit for bit."""
-        from hybridlm.statefile import save_state
-
         self.check()
-        save_state(self, path)
+        tensors = {"position": self.cursor.position, "segment": self.cursor.segment}
+        kinds = [_collect(layer, f"layers.{i}", tensors) for i, layer in enumerate(self.layers)]
+        about = {
+            "format": FORMAT,
+            "kinds": kinds,
+            "max_length": self.max_length,
+            "fingerprint": self.fingerprint,
+            "over": self.cursor.over,
+        }
+        write_sealed(path, tensors, about, StateError)
 
     def _copy(self, change: Callable[[Tensor], Tensor], cursor: Cursor) -> ModelState:
         self.check()

@@ -16,7 +16,7 @@ from hybridlm.infer.generate import Stream, enlarge
 from hybridlm.infer.sampling import Sampler
 from hybridlm.ops.backend import devices
 from hybridlm.state import ModelState
-from hybridlm.statefile import load_state as read_state
+from hybridlm.state import load_state as read_state
 from hybridlm.text import TOKENIZER, Codec, Decoder, codec_of
 
 

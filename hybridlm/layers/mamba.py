@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import flag, real, whole
+from hybridlm.checks import flag, interval, whole
 from hybridlm.context import Context
-from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
@@ -53,9 +52,7 @@ class MambaConfig:
 
     def resolve(self, d_model: int) -> "MambaConfig":
         """Every default filled in, every field checked."""
-        dt_min, dt_max = real("dt_min", self.dt_min, 1e-6, 10), real("dt_max", self.dt_max, 1e-6, 10)
-        if dt_min > dt_max:
-            raise SpecError(f"dt_min: {dt_min} is greater than dt_max = {dt_max}; swap them")
+        dt_min, dt_max = interval("dt_min", self.dt_min, "dt_max", self.dt_max, 1e-6, 10)
         return replace(
             self,
             d_state=whole("d_state", self.d_state, high=4096),

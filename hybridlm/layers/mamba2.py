@@ -18,9 +18,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import divides, largest_divisor, real, whole
+from hybridlm.checks import divides, interval, largest_divisor, whole
 from hybridlm.context import Context
-from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
@@ -61,9 +60,7 @@ class Mamba2Config:
         divides("head_dim", head_dim, "expand * d_model", d_inner)
         n_groups = whole("n_groups", self.n_groups)
         divides("n_groups", n_groups, "heads = expand * d_model / head_dim", d_inner // head_dim)
-        dt_min, dt_max = real("dt_min", self.dt_min, 1e-6, 10), real("dt_max", self.dt_max, 1e-6, 10)
-        if dt_min > dt_max:
-            raise SpecError(f"dt_min: {dt_min} is greater than dt_max = {dt_max}; swap them")
+        dt_min, dt_max = interval("dt_min", self.dt_min, "dt_max", self.dt_max, 1e-6, 10)
         return replace(
             self,
             d_state=whole("d_state", self.d_state, high=4096),

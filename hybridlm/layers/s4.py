@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import real, whole
+from hybridlm.checks import interval, whole
 from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers import init
@@ -46,9 +46,7 @@ class S4Config:
         d_state = whole("d_state", self.d_state, low=2, high=4096)
         if d_state % 2:
             raise SpecError(f"d_state: {d_state} is odd; states come in couples: use {d_state - 1} or {d_state + 1}")
-        dt_min, dt_max = real("dt_min", self.dt_min, 1e-6, 10), real("dt_max", self.dt_max, 1e-6, 10)
-        if dt_min > dt_max:
-            raise SpecError(f"dt_min: {dt_min} is greater than dt_max = {dt_max}; swap them")
+        dt_min, dt_max = interval("dt_min", self.dt_min, "dt_max", self.dt_max, 1e-6, 10)
         return replace(self, d_state=d_state, dt_min=dt_min, dt_max=dt_max)
 
 

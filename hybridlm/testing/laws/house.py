@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.registry import mixers
-from hybridlm.statefile import load_state
+from hybridlm.state import load_state
 from hybridlm.testing.laws.law import law
 from hybridlm.testing.result import Result, holds, same
 from hybridlm.testing.script import Call, play

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.compose.build import build, load, save
 from hybridlm.compose.cost import model_cost
-from hybridlm.statefile import load_state
+from hybridlm.state import load_state
 from hybridlm.testing.laws.law import law
 from hybridlm.testing.result import Result, holds, measured, same
 from hybridlm.testing.subject import memory

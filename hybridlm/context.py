@@ -30,6 +30,7 @@ class Context:
     document:  (b, t) int64, non-decreasing; 0 continues the state, a pad repeats the last valid token's; None: all 0.
     past:      host int, the most slots that any row fills before this call (an upper bound).
     extent:    host int, the same after this call.
+    order:     (b, t) int64, what `align` gathers by; mask: (b, t) bool, `valid` as it was given. None: nothing moves.
     """
 
     positions: Tensor

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
 
 from hybridlm.checks import whole
 from hybridlm.compose.block import Block, SharedBlock
+from hybridlm.compose.door import check_call
 from hybridlm.compose.memory import require_device, require_dtype, require_memory
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
@@ -19,10 +18,9 @@ from hybridlm.errors import SpecError, StateError
 from hybridlm.layers import init
 from hybridlm.layers.init import Streams
 from hybridlm.layers.norm import norm_class
-from hybridlm.ops.cross_entropy import linear_cross_entropy
+from hybridlm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from hybridlm.state import Layer, ModelState, leaves
 
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 LOGITS_AT_ONCE = 1 << 25  # how many logits the loss holds at a time
 
 
@@ -74,9 +72,8 @@ class HybridLM(nn.Module):
         StateError: the state is spent, full, or of another model or batch. SpecError: a tensor of the wrong shape,
         dtype or range. Either is raised before the state changes.
         """
-        if targets is not None:
-            self._check_targets(targets, ids, valid)
-        x, state = self.hidden(ids, state, valid=valid, segment_ids=segment_ids)
+        check_call(self.spec, ids, state, valid, segment_ids, targets)
+        x, state = self._read(ids, state, valid, segment_ids)
         if targets is None:
             return Output(self.logits(x), state)
         return Output(None, state, self._loss(x, targets, valid))
@@ -90,7 +87,12 @@ class HybridLM(nn.Module):
         segment_ids: Tensor | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """As forward, up to the final norm: x (b, t, d) and the next state. `logits(x)` does the rest."""
-        self._check(ids, state, valid, segment_ids)
+        check_call(self.spec, ids, state, valid, segment_ids)
+        return self._read(ids, state, valid, segment_ids)
+
+    def _read(
+        self, ids: Tensor, state: ModelState | None, valid: Tensor | None, segment_ids: Tensor | None
+    ) -> tuple[Tensor, ModelState | None]:
         segment_ids = None if segment_ids is None else segment_ids.long()
         ctx = Context.of(ids, valid, segment_ids) if state is None else state.open(ids, valid, segment_ids)
         x = self._embed(ctx.align(ids.long()), ctx)
@@ -109,7 +111,7 @@ class HybridLM(nn.Module):
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.spec.residual_in_fp32 else x
 
     def _loss(self, x: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
-        targets = targets.long() if valid is None else targets.long().masked_fill(~valid, -100)
+        targets = targets.long() if valid is None else targets.long().masked_fill(~valid, IGNORED)
         chunk = max(1, LOGITS_AT_ONCE // self.spec.vocab_size)
         return linear_cross_entropy(x.flatten(0, 1), self.logits, targets.flatten(), chunk)
 
@@ -175,66 +177,6 @@ class HybridLM(nn.Module):
         for projection in writers:
             projection.weight.mul_(writes**-0.5)
 
-    def _check_targets(self, targets: Tensor, ids: Tensor, valid: Tensor | None) -> None:
-        _check_tokens("ids", ids, None)
-        _check_tokens("targets", targets, ids.shape)
-        if _values_known(ids, targets, valid):
-            real = targets if valid is None else targets[valid]
-            _check_range("targets", real[real != -100], self.spec.vocab_size)
-
-    def _check(self, ids: Tensor, state: ModelState | None, valid: Tensor | None, segment_ids: Tensor | None) -> None:
-        _check_tokens("ids", ids, None)
-        for name, tensor in {"valid": valid, "segment_ids": segment_ids}.items():
-            if tensor is not None:
-                _check_tokens(name, tensor, ids.shape)
-        if _values_known(ids, valid):
-            _check_range("ids", ids if valid is None else ids[valid], self.spec.vocab_size)
-        if state is not None:
-            self._check_state(state, ids)
-
-    def _check_state(self, state: Any, ids: Tensor) -> None:
-        if not isinstance(state, ModelState):
-            raise StateError(f"state: a {type(state).__name__}; it must come from model.init_state or an earlier call")
-        state.check()
-        if state.fingerprint != self.spec.fingerprint:
-            raise StateError(
-                f"the state belongs to another model: its spec has fingerprint {state.fingerprint}, this model's "
-                f"{self.spec.fingerprint}"
-            )
-        if state.batch != ids.shape[0]:
-            raise StateError(f"the state has {state.batch} rows and ids {ids.shape[0]}; use state.select(rows)")
-        if state.position.device != ids.device:
-            raise StateError(f"the state is on {state.position.device} and ids on {ids.device}")
-
 
 def _residual_projections(module: nn.Module) -> tuple[str, ...]:
     return getattr(module, "residual_projections", ())
-
-
-def _check_tokens(name: str, tensor: Any, shape: torch.Size | None) -> None:
-    """An integer tensor (bool for valid) of two dimensions, t >= 1, and of the shape of ids."""
-    if not isinstance(tensor, Tensor):
-        raise SpecError(f"{name}: a {type(tensor).__name__}; it must be a tensor of shape (batch, time)")
-    if tensor.ndim != 2 or 0 in tensor.shape:
-        raise SpecError(f"{name}: shape {tuple(tensor.shape)}; it must be (batch, time), both at least 1")
-    if name == "valid" and tensor.dtype != torch.bool:
-        raise SpecError(f"valid: dtype {tensor.dtype}; it must be bool, True at real tokens")
-    if name != "valid" and tensor.dtype not in INTEGERS:
-        raise SpecError(f"{name}: dtype {tensor.dtype}; it must be one of {', '.join(map(str, INTEGERS))}")
-    if shape is not None and tensor.shape != shape:
-        raise SpecError(f"{name}: shape {tuple(tensor.shape)}; ids have {tuple(shape)}")
-
-
-def _values_known(*tensors: Tensor | None) -> bool:
-    """Whether there are numbers to look at: not while compiling, nor under torch.func."""
-    return not (torch.compiler.is_compiling() or any(x is not None and is_wrapped(x) for x in tensors))
-
-
-def _check_range(name: str, values: Tensor, vocab: int) -> None:
-    """On the CPU, where looking costs nothing; a GPU's own assertion says it there."""
-    if values.device.type != "cpu" or values.numel() == 0:
-        return
-    least, most = int(values.long().min()), int(values.long().max())
-    if least < 0 or most >= vocab:
-        bad = least if least < 0 else most
-        raise SpecError(f"{name}: {bad} is no token id; the vocabulary has 0 to {vocab - 1}")

@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,7 +110,7 @@ class ModelSpec:
         """The text of a YAML file that `read` reads back."""
         return strict_yaml.dump(self.to_dict())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of everything but dropout: a state goes on only in a model with the same."""
         meaning = {key: value for key, value in self.to_dict().items() if key != "dropout"}

@@ -321,7 +321,9 @@ def test_what_hangs_on_the_head_takes_part_in_the_loss():
 @pytest.mark.parametrize("wrong", [[[1]], None, 3, IDS.tolist()], ids=str)
 def test_what_is_no_tensor_is_refused(wrong):
     model = make("A")
-    for call in (lambda: model(wrong), lambda: model(wrong, targets=IDS), lambda: model(IDS, targets=wrong or 3)):
+    calls = [lambda: model(wrong), lambda: model(wrong, targets=IDS), lambda: model.hidden(wrong)]
+    calls += [lambda: model(IDS, targets=wrong or 3), lambda: model(IDS, targets=IDS, valid=wrong or 3)]
+    for call in calls:
         with pytest.raises(hl.SpecError, match="it must be a tensor"):
             call()
 

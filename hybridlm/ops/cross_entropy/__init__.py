@@ -7,6 +7,9 @@ from torch import Tensor
 
 from hybridlm.ops.backend import resolve
 from hybridlm.ops.cross_entropy import reference
+from hybridlm.ops.cross_entropy.reference import IGNORED
+
+__all__ = ["IGNORED", "linear_cross_entropy"]
 
 
 def linear_cross_entropy(

@@ -88,8 +88,8 @@ def window_one_token_too_wide():
 def ring_written_from_its_beginning_in_every_call():
     true = sliding_window.write
 
-    def write(cache, new, slots, keep):
-        return true(cache, new, torch.arange(slots.shape[1]).expand_as(slots) % cache.shape[1], keep)
+    def write(held, cache, new, slots, keep):
+        return true(held, cache, new, torch.arange(slots.shape[1]).expand_as(slots) % cache.shape[1], keep)
 
     with patch.object(sliding_window, "write", write):
         yield

@@ -21,7 +21,7 @@ import toy_parts
 from seeds import PATCHES, TOY_MUTANTS
 from toy import Toy
 
-from hybridlm.testing import LAWS, Solo, Whole, check_mixer, require, violations
+from hybridlm.testing import LAWS, Result, Solo, Whole, check_mixer, require, violations
 from hybridlm.testing.check import numbers
 from hybridlm.testing.patterns import alphabet
 
@@ -42,11 +42,17 @@ def test_the_host_keeps_every_law(dtype, number):
     require(check_mixer(Toy, dtype=dtype, laws=[number], tokens=TOKENS))
 
 
+def stale(found: list[Result]) -> bool:
+    """A patch that no longer fits the code raises, and would pass for a mutant that was caught."""
+    return any(result.detail.startswith(("TypeError", "AttributeError", "NameError")) for result in found)
+
+
 @pytest.mark.parametrize("name", TOY_MUTANTS)
 def test_toy_mutant_is_caught(name):
     law, mutant = TOY_MUTANTS[name]
     found = violations(check_mixer(mutant, laws=[law], tokens=TOKENS))
     assert found, f"{name} survives {law}: {LAWS[law].title}"
+    assert not stale(found), found
 
 
 @pytest.mark.parametrize("name", PATCHES)
@@ -56,6 +62,7 @@ def test_patched_mutant_is_caught(name):
     with seed():
         found = violations(LAWS[law].check(subject(what)))
     assert found, f"{name} survives {law}: {LAWS[law].title}"
+    assert not stale(found), found
 
 
 def test_there_are_enough():

@@ -80,6 +80,28 @@ def rollback(s: Subject) -> Iterator[Result]:
     if not able:
         yield broken("rolls_back", "rollback works, but the class says rolls_back = False")
     yield raises("more than there is", StateError, lambda: s.init_state(2).rollback(1))
+    yield from rollback_of_rows(s)
+
+
+def rollback_of_rows(s: Subject) -> Iterator[Result]:
+    """Rows of different lengths, and documents: what began over another document does not come back as it was."""
+    rows, held = range(s.rows), [9, 5, 4, 3] + [7] * s.rows
+    mask = torch.arange(9) < torch.tensor(held[: s.rows])[:, None]
+    for count in range(4):
+        state = play(s, Call.padded(mask), s.init_state(s.rows))[1].rollback(count)
+        yield from goes_on(
+            s, f"rows of many lengths, rollback({count})", state, rows, [n - count for n in held[: s.rows]]
+        )
+    packed = Call.packed([[(row, 0, 6, 1), ((row + 1) % s.rows, 0, 4, 2)] for row in rows])
+    after = [(row + 1) % s.rows for row in rows]
+    for count in range(5):
+        state = play(s, packed, s.init_state(s.rows))[1]
+        if count < 4:
+            yield from goes_on(
+                s, f"a second document, rollback({count})", state.rollback(count), after, [4 - count] * s.rows
+            )
+        else:
+            yield raises(f"a second document, rollback({count})", StateError, lambda: state.rollback(4))
 
 
 def refusal(s: Subject, state: ModelState, before: dict[str, Tensor], n: int, able: bool, why: str) -> Iterator[Result]:
@@ -130,8 +152,9 @@ def forks(s: Subject, mode: str) -> Iterator[Result]:
     for name, use in uses.items():
         yield raises(f"{name} of a spent state, {mode}", StateError, use)
     yield from goes_on(s, f"its successor, {mode}", after, rows, [n + 2] * s.rows)
-    spent = all(leaf.spent for leaf in leaves(state.layers))
-    yield holds(f"layer states are spent, {mode}", spent, "a layer's state is not marked spent")
+    if isinstance(s, Solo):  # a model's own state stands guard over those of its layers
+        spent = all(leaf.spent for leaf in leaves(state.layers))
+        yield holds(f"layer states are spent, {mode}", spent, "a layer's state is not marked spent")
 
 
 def addresses(state: ModelState) -> set[int]:

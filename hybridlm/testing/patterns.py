@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hybridlm.registry import mixers, mlps
 from hybridlm.testing.subject import SMALL
 
-OVERRIDES = {"window": [1, 3, 9], "rope": ["true", "false"], "chunk": [4, 16]}
+OVERRIDES = {"window": [2, 3, 9], "rope": ["true", "false"], "chunk": [4, 16]}
 """Settings that change no shape of a weight, with values to try, for mixers whose Config has them."""
 
 

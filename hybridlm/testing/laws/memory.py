@@ -84,24 +84,18 @@ def rollback(s: Subject) -> Iterator[Result]:
 
 
 def rollback_of_rows(s: Subject) -> Iterator[Result]:
-    """Rows of different lengths, and documents: what began over another document does not come back as it was."""
-    rows, held = range(s.rows), [9, 5, 4, 3] + [7] * s.rows
-    mask = torch.arange(9) < torch.tensor(held[: s.rows])[:, None]
-    for count in range(4):
-        state = play(s, Call.padded(mask), s.init_state(s.rows))[1].rollback(count)
-        yield from goes_on(
-            s, f"rows of many lengths, rollback({count})", state, rows, [n - count for n in held[: s.rows]]
-        )
+    """Rows of many lengths, and documents: what began over another document cannot be forgotten altogether."""
+    rows, held = range(s.rows), ([9, 5, 4, 3] + [7] * s.rows)[: s.rows]
+    ragged = Call.padded(torch.arange(9) < torch.tensor(held)[:, None])
     packed = Call.packed([[(row, 0, 6, 1), ((row + 1) % s.rows, 0, 4, 2)] for row in rows])
     after = [(row + 1) % s.rows for row in rows]
-    for count in range(5):
-        state = play(s, packed, s.init_state(s.rows))[1]
-        if count < 4:
-            yield from goes_on(
-                s, f"a second document, rollback({count})", state.rollback(count), after, [4 - count] * s.rows
-            )
-        else:
-            yield raises(f"a second document, rollback({count})", StateError, lambda: state.rollback(4))
+    for count in range(4):
+        state = play(s, ragged, s.init_state(s.rows))[1].rollback(count)
+        yield from goes_on(s, f"many lengths, rollback({count})", state, rows, [n - count for n in held])
+        state = play(s, packed, s.init_state(s.rows))[1].rollback(count)
+        yield from goes_on(s, f"second document, rollback({count})", state, after, [4 - count] * s.rows)
+    whole = play(s, packed, s.init_state(s.rows))[1]
+    yield raises("second document, rollback(4)", StateError, lambda: whole.rollback(4))
 
 
 def refusal(s: Subject, state: ModelState, before: dict[str, Tensor], n: int, able: bool, why: str) -> Iterator[Result]:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from hybridlm.errors import CheckpointError
+from hybridlm.errors import CheckpointError, DataError
 
 MANIFEST = "manifest.json"
 STAGING = ".saving-"
@@ -23,13 +23,31 @@ def as_path(path: str | Path, error: type[ValueError] = CheckpointError) -> Path
     return Path(path)
 
 
+def check_target(name: str, path: str | Path, error: type[ValueError] = DataError) -> None:
+    """`error` unless a file may be written at `path`: told before the work whose result it is to hold.
+
+    name: of the argument, for the message.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise error(f"{name}: {path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise error(f"{name}: {path}: its folder does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise error(f"{name}: {path}: its folder cannot be written to")
+
+
 def atomic_write(path: str | Path, data: bytes) -> None:
     """Write data beside path, flush it to the disk, then rename: path holds the old content or the new, never a part.
 
     OSError as the system gives it (a full disk, say); path is then as it was, and the temporary file is gone.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        error.filename = str(path)  # the temporary name says nothing to a reader
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -37,8 +55,10 @@ def atomic_write(path: str | Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -8,7 +8,7 @@ with `@mixers.register("name")`, and the entry points of other people's packages
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -30,10 +30,13 @@ class Listing:
 
 
 class Registry(Generic[T]):
-    """Names of one kind of part. Unknown names raise SpecError with the nearest; duplicates raise at registration."""
+    """Names of one kind of part. Unknown names raise SpecError with the nearest; duplicates raise at registration.
 
-    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]):
-        self.kind = kind
+    needs: attributes without which a plugin's object is no such part.
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, str], needs: Sequence[str] = ()):
+        self.kind, self.needs = kind, needs
         self.group = group
         self._builtin = dict(builtin)
         self._registered: dict[str, type[T]] = {}
@@ -87,9 +90,12 @@ class Registry(Generic[T]):
             sources = ", ".join(_source(point) for point in points)
             raise SpecError(f"{self.kind} {name!r} is offered by several packages: {sources}; uninstall all but one")
         try:
-            return points[0].load()
-        except Exception as error:
+            part = points[0].load()
+        except (Exception, SystemExit) as error:  # a script that exits when imported takes nothing down either
             raise SpecError(f"{self.kind} {name!r} of {_source(points[0])} does not import: {error!r}") from error
+        if lacking := [attribute for attribute in self.needs if not hasattr(part, attribute)]:
+            raise SpecError(f"{self.kind} {name!r} of {_source(points[0])} is no {self.kind}: it has no {lacking[0]}")
+        return part
 
     def listing(self) -> list[Listing]:
         """Every name with its class, or with the reason why it has none. A broken plugin does not hide the rest."""
@@ -130,6 +136,7 @@ mixers: Registry = Registry(
         "mamba": "hybridlm.layers.mamba:Mamba",
         "mamba2": "hybridlm.layers.mamba2:Mamba2",
     },
+    needs=("Config", "cost"),
 )
 
 mlps: Registry = Registry(
@@ -140,4 +147,5 @@ mlps: Registry = Registry(
         "gelu": "hybridlm.layers.mlp:GELU",
         "relu2": "hybridlm.layers.mlp:ReLU2",
     },
+    needs=("Config", "cost"),
 )

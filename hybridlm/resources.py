@@ -30,6 +30,27 @@ def config_names() -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml")))
 
 
+def find_config(path: str | Path, folder: str = "") -> Path:
+    """The file `path` if there is one, else the shipped one of that name: its place under configs/, or under
+    `folder` there, with ".yaml" or without. Something else that lies at `path` is left for its reader to judge.
+
+    Raises:
+        SpecError: nothing lies there, and nothing of that name is shipped.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    shipped = config_names()
+    name = path.as_posix().removeprefix("configs/").removesuffix(".yaml") + ".yaml"
+    found = [place for place in (name, f"{folder}/{name}") if place in shipped]
+    if found:
+        return config_root() / found[0]
+    if path.exists():
+        return path
+    near = did_you_mean(name, shipped) or did_you_mean(f"{folder}/{name}", shipped)
+    raise SpecError(f"{path}: no such file here ({Path.cwd()}), nor a shipped one of that name.{near}")
+
+
 def config_path(name: str) -> Path:
     """The path of a shipped config. ``name`` is relative to configs/; the suffix and "configs/" may be given or not.
 

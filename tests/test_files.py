@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from hybridlm.errors import CheckpointError
-from hybridlm.files import atomic_write, verify_manifest, write_manifest
+from hybridlm.errors import CheckpointError, DataError
+from hybridlm.files import atomic_write, check_target, verify_manifest, write_manifest
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypatch):
@@ -51,3 +51,20 @@ def test_a_damaged_manifest_is_said_to_be_one(tmp_path, content):
 def test_no_manifest_is_no_saved_model(tmp_path):
     with pytest.raises(CheckpointError, match="not a saved model"):
         verify_manifest(tmp_path)
+
+
+def test_errors_name_the_file_and_not_its_temporary_twin(tmp_path):
+    with pytest.raises(OSError, match="none/file") as missing:
+        atomic_write(tmp_path / "none" / "file", b"")
+    assert missing.value.filename == str(tmp_path / "none" / "file")
+    with pytest.raises(OSError, match="directory") as folder:
+        atomic_write(tmp_path, b"")
+    assert folder.value.filename == str(tmp_path)
+
+
+def test_a_target_is_judged_before_the_work(tmp_path):
+    check_target("output", tmp_path / "file")
+    with pytest.raises(DataError, match=r"output: .* is a folder"):
+        check_target("output", tmp_path)
+    with pytest.raises(DataError, match=r"output: .*: its folder does not exist"):
+        check_target("output", tmp_path / "none" / "file")

@@ -86,3 +86,17 @@ def test_two_packages_with_one_name_are_refused(registry):
 def test_every_built_in_mixer_keeps_its_name_in_its_state():
     for name in mixers.names():
         assert mixers.get(name).State.kind == name
+
+
+def test_a_plugin_that_exits_when_imported_is_named(registry, tmp_path, monkeypatch):
+    (tmp_path / "leaves_at_once.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins(registry, leaver="leaves_at_once:Thing")
+    assert "SystemExit(3)" in registry.listing()[-1].error
+
+
+def test_a_plugin_that_is_no_such_part_is_named():
+    registry = Registry("part", "hybridlm.parts", {}, needs=("Config",))
+    plugins(registry, hue="colorsys:rgb_to_hsv")
+    with pytest.raises(SpecError, match=r"'hue' of .* is no part: it has no Config"):
+        registry.get("hue")

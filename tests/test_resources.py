@@ -53,3 +53,17 @@ def test_name_cannot_leave_the_folder(package):
 def test_nothing_installed(package):
     with pytest.raises(SpecError, match="no shipped configs"):
         resources.config_root()
+
+
+def test_a_file_of_the_user_comes_before_a_shipped_one(package, tmp_path, monkeypatch):
+    shipped = _write(package.parent / "configs")
+    here = tmp_path / "here"
+    (here / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for name in ("tiny", "tiny.yaml", "models/tiny", "configs/models/tiny.yaml"):
+        assert resources.find_config(name, "models") == shipped
+    (here / "tiny.yaml").write_text("d_model: 64\n")
+    assert resources.find_config("tiny.yaml", "models").read_text() == "d_model: 64\n"
+    assert resources.find_config(here / "tiny") == here / "tiny"  # a folder: whoever reads it says so
+    with pytest.raises(SpecError, match=r"tinny: no such file here .*Did you mean 'models/tiny\.yaml'\?"):
+        resources.find_config("tinny", "models")

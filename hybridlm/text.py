@@ -9,6 +9,7 @@ from typing import Protocol
 from hybridlm.errors import DataError
 
 TOKENIZER = "tokenizer.json"
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Decoder(Protocol):
@@ -51,18 +52,22 @@ class _ByteDecoder:
 
 
 class FileCodec:
-    """A tokenizer.json of the tokenizers library. DataError: the file is missing or no tokenizer."""
+    """A tokenizer.json of the tokenizers library. DataError: the file is missing or no tokenizer.
+
+    end: the id of <|endoftext|>, which ends a document; None where the vocabulary has no such token.
+    """
 
     def __init__(self, path: str | Path) -> None:
         from tokenizers import Tokenizer
 
         if not Path(path).is_file():
-            raise DataError(f"{path}: no such file; `hybridlm tokenize` makes one")
+            raise DataError(f"{path}: no such file; `hybridlm tokenize` makes a {TOKENIZER}")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
-            raise DataError(f"{path}: no tokenizer.json of the tokenizers library: {error}") from error
+            raise DataError(f"{path}: no {TOKENIZER} of the tokenizers library: {error}") from error
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.end = self._tokenizer.token_to_id(END_OF_TEXT)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -118,9 +118,12 @@ MISTAKES = {
     ("describe", "M{d_stat: 3}"): "d_stat: unknown field; did you mean '?d_state",
     ("describe", "missing.yaml"): r"missing\.yaml: no such file\. Shipped models: .*tiny",
     ("describe", "configs/models/tinny.yaml"): r"no such file\. Did you mean 'tiny(.yaml)?'",
+    ("describe", "tinny"): r"unknown block 't'.*Did you mean 'tiny'\?",
+    ("describe", "docs"): "docs: a folder that holds no saved model",
     ("doctor", "M", "--jsn"): "unknown argument '--jsn'. Did you mean '--json'?",
     ("generate", "nowhere"): "nowhere|prompt",
     ("tokenize", "--vocab-size", "3"): "vocab_size: 3; at least 257",
+    ("tokenize", "--output", "docs"): "output: docs is a folder",
 }
 
 
@@ -212,6 +215,15 @@ def test_describe_json(run):
     assert said["layers"] == 48
     assert list(said["at"]) == ["2048", "131072"]
     assert said["at"]["131072"]["all_attention_bytes"] == 48 * 131072 * 2 * 1024 * 4
+
+
+@pytest.mark.parametrize("argv", [["describe", "M"], ["describe", "M", "--json"], ["mixers"], ["schema"], ["--help"]])
+def test_a_reader_may_leave(argv):
+    reads, writes = os.pipe()
+    os.close(reads)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "hybridlm", *argv], stdout=writes, stderr=subprocess.PIPE, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_describe_tables(run):

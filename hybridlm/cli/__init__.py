@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hybridlm.cli.complain import UsageError, complain, readable
+from hybridlm.cli.complain import UsageError, readable
 from hybridlm.errors import (
     CheckpointError,
     DataError,
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        complain("stopped", title="Ctrl-C")
+        _tell("stopped", "Ctrl-C")
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `| head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     except MISTAKES as error:
         if os.environ.get("HYBRIDLM_DEBUG", "0") != "0":
             raise
-        complain(readable(error))
+        _tell(readable(error))
         return 2
     except SystemExit as exit:  # --help, or Lightning's own parser
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
@@ -110,6 +110,12 @@ def _run(argv: list[str]) -> int:
     from hybridlm.cli.parser import call
 
     return call(command.load(), rest, name=name, example=command.example) or 0
+
+
+def _tell(message: str, title: str = "error") -> None:
+    from hybridlm.train.console import panel
+
+    panel(message, title)
 
 
 def _print_version() -> int:

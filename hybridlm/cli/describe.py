@@ -70,9 +70,9 @@ def _print_json(about: dict) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- tables
 def _print_tables(about: dict) -> None:
-    from rich.console import Console
+    from hybridlm.train.console import Terminal
 
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     if not console.is_terminal:
         console.width = 160  # into a pipe nothing need be squeezed
     console.print(f"[bold]{_escape(about['pattern'])}[/]", soft_wrap=True)

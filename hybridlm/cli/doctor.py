@@ -120,9 +120,9 @@ def _trace(plan: LayerPlan, spec: ModelSpec, device: str, tokens: int) -> list[d
 
 # ------------------------------------------------------------------------------------------------------------ printing
 def _print(about: dict[str, Any]) -> None:
-    from rich.console import Console
+    from hybridlm.train.console import Terminal
 
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     if not console.is_terminal:
         console.width = 160
     console.print(f"hybridlm {about['hybridlm']}, Python {about['python']}, {about['platform']}", soft_wrap=True)

@@ -62,11 +62,12 @@ def _mixer(part: type) -> dict[str, Any]:
 
 def _print_tables(rows: list[dict[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from hybridlm.train.console import Terminal
+
+    console = Terminal(highlight=False)
     if not console.is_terminal:
         console.width = 160
     for kind, columns in {

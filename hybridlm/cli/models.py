@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridlm.cli.complain import UsageError
-from hybridlm.errors import CheckpointError, SpecError, did_you_mean
+from hybridlm.errors import CheckpointError, PatternError, SpecError, did_you_mean
 from hybridlm.resources import config_names, config_path
 
 if TYPE_CHECKING:
@@ -30,8 +30,25 @@ def read_spec(model: str, *, d_model: int | None = None, vocab_size: int | None 
     given = {key: value for key, value in {"d_model": d_model, "vocab_size": vocab_size}.items() if value is not None}
     path = model_path(model)
     if path is None:
-        return ModelSpec(**{"d_model": WIDTH, "vocab_size": VOCABULARY, **given}, pattern=model)
+        return _of_pattern(model, {"d_model": WIDTH, "vocab_size": VOCABULARY, **given})
     return replace(_saved_spec(path) if path.is_dir() else ModelSpec.read(path), **given)
+
+
+def _of_pattern(pattern: str, sizes: dict[str, int]) -> ModelSpec:
+    """The spec of a pattern; where it cannot be read, what else the word may have meant."""
+    from hybridlm.compose.plan import plan
+    from hybridlm.compose.spec import ModelSpec
+
+    spec = ModelSpec(**sizes, pattern=pattern)
+    try:
+        plan(spec)
+    except PatternError as error:
+        if pattern and os.path.isdir(pattern):
+            raise UsageError(f"{pattern}: a folder that holds no saved model and no run") from error
+        if meant := did_you_mean(pattern, _models()):
+            raise UsageError(f"{error}\nShipped models have names too.{meant}") from error
+        raise
+    return spec
 
 
 def model_path(model: str) -> Path | None:
@@ -68,9 +85,13 @@ def _saved_spec(folder: Path) -> ModelSpec:
 def _nearest(path: Path) -> str:
     """The nearest file beside it, or the nearest shipped one."""
     beside = sorted(file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES)
-    models = [name.removeprefix("models/").removesuffix(".yaml") for name in _shipped() if name.startswith("models/")]
+    models = _models()
     shipped = f" Shipped models: {', '.join(models)}." if models else ""
     return did_you_mean(path.name, beside) or did_you_mean(path.stem, models) or shipped
+
+
+def _models() -> list[str]:
+    return [name.removeprefix("models/").removesuffix(".yaml") for name in _shipped() if name.startswith("models/")]
 
 
 def _shipped() -> tuple[str, ...]:

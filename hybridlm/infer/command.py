@@ -12,6 +12,7 @@ from hybridlm.checks import choice
 from hybridlm.compose.build import load
 from hybridlm.compose.model import HybridLM
 from hybridlm.errors import DataError
+from hybridlm.files import check_target
 from hybridlm.infer.generate import Stream, enlarge
 from hybridlm.infer.sampling import Sampler
 from hybridlm.ops.backend import devices
@@ -61,7 +62,8 @@ def generate_command(
     sampler = Sampler(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
     )
-    _check_target(save_state)
+    if save_state is not None:
+        check_target("save_state", save_state)
     prompts, before = _read_prompts(prompt, prompt_file)
     model, codec = _load(run, device)
     ids = [codec.encode(before + text) for text in prompts]
@@ -72,19 +74,18 @@ def generate_command(
         stream.state.save(save_state)
 
 
-def _check_target(path: str | None) -> None:
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise DataError(f"save_state: {path}: its folder does not exist; make it first")
-
-
 def _read_prompts(prompt: list[str] | None, file: str | None) -> tuple[list[str], str]:
     """The prompts, and the text that comes before each of them."""
     if not prompt and file is None:
         raise DataError('prompt: nothing to continue; give --prompt "some text" or --prompt-file FILE')
     if file is None:
-        return list(prompt or []), ""
+        if "" in prompt:
+            raise DataError("prompt: an empty text cannot be continued; give it at least one character")
+        return prompt, ""
     if not Path(file).is_file():
-        raise DataError(f"prompt_file: {file}: no such file")
+        raise DataError(f"prompt_file: {file}: {'a folder, not a' if Path(file).is_dir() else 'no such'} file")
+    if not Path(file).stat().st_size:
+        raise DataError(f"prompt_file: {file}: empty; there is nothing to continue")
     try:
         return prompt or [""], Path(file).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import errno
 import math
-import shutil
+import os
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,16 +23,30 @@ from torch import Tensor, nn
 
 from hybridlm.compose.build import save
 from hybridlm.errors import CheckpointError
-from hybridlm.train.checkpoint import replace_folder
+from hybridlm.train.checkpoint import put_aside_later
 
 
 class Interrupted(Exception):  # noqa: N818 (a request, not a fault)
-    """The user (Ctrl-C) or the system (SIGTERM) asked for an end; the run is saved."""
+    """The user (Ctrl-C) or the system (SIGTERM) asked for an end.
 
-    def __init__(self, number: int, run: Path) -> None:
+    run: the run folder. step: the last one taken, if it is known; the message says whether it is saved.
+    """
+
+    def __init__(self, number: int, run: Path, step: int | None = None) -> None:
         name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[signal.Signals(number)]
-        super().__init__(f"stopped by {name}; everything is saved. Resume with\n  hybridlm fit --resume {run}")
+        kept = sorted((run / "checkpoints").glob("step-*"))
+        if not kept:
+            what = "; nothing was saved, and nothing is lost but this run's first steps" if step else ""
+        else:
+            whole = step is not None and kept[-1].name == step_name(step)
+            what = "; everything is saved" if whole else f"; saved up to {kept[-1].name}"
+            what += f". Resume with\n  hybridlm fit --resume {run}"
+        super().__init__(f"stopped by {name}{what}")
         self.exit_code = 128 + number
+
+
+class UnsavedError(CheckpointError):
+    """A checkpoint or a model that could not be written; what was there before is intact."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -57,14 +70,16 @@ class RunCheckpoint(Checkpoint):
         self.every, self.keep = every, keep
         self.best, self.best_step = math.inf, -1
         self.validated_step = -1
-        self._trained = False
+        self.trained = False  # whether there was a step to take
         self._step = 0
         self._signals = _Signals()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on Ctrl-C ends the run after the step under way."""
-        self._step, self._trained = trainer.global_step, True
-        self._signals.listen()
+        self._step, self.trained = trainer.global_step, True
+        self._signals.listen(trainer)
+        if trainer.is_global_zero:
+            put_aside_later(Path(trainer.default_root_dir) / "checkpoints", trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,12 +93,12 @@ class RunCheckpoint(Checkpoint):
         if received or last or self._step % self.every == 0:
             self._save(trainer, pl_module)
         if received:
-            raise Interrupted(received, Path(trainer.default_root_dir))
+            raise Interrupted(received, Path(trainer.default_root_dir), self._step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the model if it is the best so far of a run that this callback has seen training."""
         loss = trainer.callback_metrics.get("val_loss")
-        if not self._trained or trainer.sanity_checking or loss is None:
+        if not self.trained or trainer.sanity_checking or loss is None:
             return
         self.validated_step = trainer.global_step
         if loss < self.best:
@@ -106,7 +121,7 @@ class RunCheckpoint(Checkpoint):
         if self.best == math.inf:
             self._export(trainer, pl_module)
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        path = folder / f"step-{trainer.global_step:08d}"
+        path = folder / step_name(trainer.global_step)
         try:
             trainer.save_checkpoint(path)
         except OSError as error:
@@ -120,38 +135,33 @@ class RunCheckpoint(Checkpoint):
             return
         run = Path(trainer.default_root_dir)
         try:
-            run.mkdir(parents=True, exist_ok=True)
-            export_model(pl_module.model, run / "model")
+            save(pl_module.model, run / "model")
         except OSError as error:
             raise _unsaved(error, run / "model") from error
 
 
-def export_model(model: nn.Module, folder: Path) -> None:
-    """hl.save, as a whole: `folder` holds the old model or the new one. OSError if it cannot be written."""
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        save(model, work)
-        replace_folder(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def step_name(step: int) -> str:
+    """The name of a checkpoint's folder; in the order of the names they are in the order of the steps."""
+    return f"step-{step:08d}"
 
 
-def _unsaved(error: OSError, path: Path) -> CheckpointError:
+def _unsaved(error: OSError, path: Path) -> UnsavedError:
     kept = sorted(path.parent.glob("step-*"))
     why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
     previous = f"the previous checkpoint is intact: {kept[-1]}" if kept else "there is no earlier checkpoint"
     run = path.parents[1] if path.parent.name == "checkpoints" else path.parent
-    return CheckpointError(f"could not save {path}: {why}; {previous}. Make room, then hybridlm fit --resume {run}")
+    return UnsavedError(f"could not save {path}: {why}; {previous}. Make room, then hybridlm fit --resume {run}")
 
 
 class _Signals:
-    """Remembers SIGINT and SIGTERM instead of dying of them. A second Ctrl-C stops at once."""
+    """Remembers SIGINT and SIGTERM instead of dying of them. A second one stops at once."""
 
     def __init__(self) -> None:
         self.received = 0
         self._former: dict[int, Any] = {}
 
-    def listen(self) -> None:
+    def listen(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
         if threading.current_thread() is not threading.main_thread() or self._former:
             return  # only the main thread may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -163,9 +173,11 @@ class _Signals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            raise KeyboardInterrupt
+            raise Interrupted(number, Path(self._trainer.default_root_dir), self._trainer.global_step)
         self.received = number
-        print("\nfinishing this step and saving; once more stops at once, without saving", flush=True)
+        what = "validation, one more step" if self._trainer.validating else "this step"
+        said = f"\nfinishing {what} and saving; once more stops at once, without saving\n"
+        os.write(2, said.encode())  # to stderr; print, if it was at work, cannot be called from a handler
 
 
 class RandomState(Callback):

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from hybridlm.errors import CheckpointError
 from hybridlm.files import verify_manifest, write_manifest
 
-FILE = "train.ckpt"
+FILE, SPEC = "train.ckpt", "spec.json"
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -38,8 +38,8 @@ class SafeCheckpointIO(CheckpointIO):
                 _save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            (work / "spec.json").write_text(json.dumps(checkpoint.get("spec"), indent=2))
-            write_manifest(work, [FILE, "spec.json"])
+            (work / SPEC).write_text(json.dumps(checkpoint.get("spec"), indent=2))
+            write_manifest(work, [FILE, SPEC])
             replace_folder(work, path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -53,7 +53,7 @@ class SafeCheckpointIO(CheckpointIO):
             CheckpointError: missing, incomplete or damaged.
         """
         folder = checkpoint_folder(path)
-        verify_manifest(folder)
+        verify_manifest(folder, [FILE])
         try:
             return torch.load(folder / FILE, map_location=map_location, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -80,7 +80,12 @@ def replace_folder(work: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         os.rename(place, old)
-    os.rename(work, place)
+    try:
+        os.rename(work, place)
+    except BaseException:
+        if old.exists():
+            os.rename(old, place)
+        raise
     handle = os.open(place.parent, os.O_RDONLY)
     try:
         os.fsync(handle)  # the renaming itself
@@ -100,7 +105,38 @@ def checkpoint_folder(path: str | Path) -> Path:
         return path.parent
     if (path / FILE).exists():
         return path
-    found = sorted(saved for saved in (path / "checkpoints").glob("step-*") if (saved / FILE).is_file())
+    found = _saved_in(path / "checkpoints")
     if not found:
         raise CheckpointError(f"{path}: no checkpoint there; give a run folder, or one of its checkpoints/step-*")
     return found[-1]
+
+
+def _saved_in(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder for them, the newest last."""
+    return sorted(saved for saved in folder.glob("step-*") if (saved / FILE).is_file())
+
+
+def whole_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that `path` names, every file of it as it was saved. CheckpointError names an earlier one."""
+    folder = checkpoint_folder(path)
+    try:
+        verify_manifest(folder, [FILE, SPEC])
+    except CheckpointError as error:
+        others = [saved for saved in _saved_in(folder.parent) if saved != folder]
+        hint = f"\nThere is another one; to go on from it: --resume {others[-1]}" if others else ""
+        raise CheckpointError(f"{error}{hint}") from error
+    return folder
+
+
+def saved_spec(folder: Path) -> dict[str, Any]:
+    """The resolved spec of a checkpoint, without its weights."""
+    return json.loads((folder / SPEC).read_text())
+
+
+def put_aside_later(folder: Path, step: int) -> None:
+    """Rename the checkpoints of steps that a run, resumed from an earlier one, is about to take anew."""
+    for saved in folder.glob("step-*"):
+        if int(saved.name.removeprefix("step-")) > step:
+            aside = saved.with_name(f"superseded-{saved.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(saved, aside)

@@ -1,16 +1,20 @@
 """`hybridlm fit | validate | test | predict`: LightningCLI with one run folder, readable errors and exit codes.
 
-Exit codes: 0 done, 1 the run failed, 2 the command line or a config is wrong, 130 Ctrl-C (143 SIGTERM), saved.
+Exit codes: 0 done; 1 the run failed (a loss that is no number, a checkpoint that could not be saved); 2 a mistake of
+the user's, told before anything was trained; 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import signal
 import sys
-from itertools import pairwise
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Any
 
 import lightning.pytorch as pl
 import safetensors.torch
@@ -19,7 +23,6 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
 
 from hybridlm.errors import (
     CheckpointError,
@@ -28,26 +31,33 @@ from hybridlm.errors import (
     SpecError,
     StateError,
     UnsupportedError,
-    did_you_mean,
 )
 from hybridlm.files import atomic_write
-from hybridlm.train.callbacks import Interrupted, NonFiniteError, NonFiniteGuard, RandomState, RunCheckpoint
-from hybridlm.train.checkpoint import SafeCheckpointIO, checkpoint_folder
-from hybridlm.train.console import panel, quieten, results
+from hybridlm.train.arguments import Parser, expand
+from hybridlm.train.callbacks import (
+    Interrupted,
+    NonFiniteError,
+    NonFiniteGuard,
+    RandomState,
+    RunCheckpoint,
+    UnsavedError,
+)
+from hybridlm.train.checkpoint import SafeCheckpointIO, saved_spec, whole_checkpoint
+from hybridlm.train.console import Terminal, panel, quieten, results
 from hybridlm.train.data import TextData
-from hybridlm.train.module import LitHybridLM
+from hybridlm.train.module import LitHybridLM, require_same_spec
 from hybridlm.train.progress import LossCurve, Throughput, TrainingBar
 
-EXPECTED = (
+MISTAKES = (
     PatternError,
     SpecError,
     StateError,
     DataError,
     CheckpointError,
     UnsupportedError,
-    NonFiniteError,
     MisconfigurationException,
 )
+FAILURES = (NonFiniteError, UnsavedError)
 RUN_VARIABLE = "HYBRIDLM_RUN"  # tells the other processes of a distributed run which folder the first one chose
 EXAMPLES = {
     "fit": "hybridlm fit --config configs/quickstart/stdlib.yaml --trainer.max_steps 500\n"
@@ -72,16 +82,14 @@ def main(argv: list[str] | None = None) -> int:
     quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # ${...} under subcommands
     try:
-        HybridCLI(args=_expand_resume(argv))
+        with _told_to_stop():
+            HybridCLI(args=expand(argv))
     except Interrupted as stop:
         panel(str(stop), "stopped", "yellow")
         return stop.exit_code
-    except KeyboardInterrupt:
-        panel("stopped before training began", "stopped", "yellow")
-        return 130
-    except EXPECTED as error:
-        panel(str(error), type(error).__name__, "red")
-        return 1
+    except (*MISTAKES, *FAILURES) as error:
+        panel(str(error), type(error).__name__)
+        return 1 if isinstance(error, FAILURES) else 2
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
@@ -89,40 +97,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _expand_resume(argv: list[str]) -> list[str]:
-    """`--resume RUN` -> `--config RUN/config.yaml --ckpt_path RUN/checkpoints/<newest>`, ahead of the other options."""
-    runs = [a.removeprefix("--resume=") for a in argv if a.startswith("--resume=")]
-    runs += [after for option, after in pairwise(argv) if option == "--resume"]
-    if not runs:
-        return argv
-    checkpoint = checkpoint_folder(runs[0])
-    run = checkpoint.parents[1]
-    places = [i for i, a in enumerate(argv) if a == "--resume"]
-    rest = [a for i, a in enumerate(argv) if i - 1 not in places and i not in places and not a.startswith("--resume=")]
-    command, options = rest[:1], rest[1:]
-    if not (run / "config.yaml").is_file():
-        raise CheckpointError(f"{run}: no config.yaml; this is not a run folder")
-    here = ["--config", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", str(checkpoint)]
-    here += ["--model.spec", str(run / "model.yaml")]  # wherever the run folder has moved to
-    here += ["--data.tokenizer", str(run / "tokenizer.json")] if (run / "tokenizer.json").is_file() else []
-    return [*command, *here, *options]
+@contextmanager
+def _told_to_stop() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are Interrupted, wherever they arrive; Lightning would end the process without a word."""
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, Path(os.environ.get(RUN_VARIABLE, os.devnull)))
 
-class Parser(LightningArgumentParser):
-    """Says what is wrong, where, and what was probably meant, instead of screens of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one panel and exit with 2."""
-        panel(self._explain(message), "command line", "red")
-        raise SystemExit(2)
-
-    def _explain(self, message: str) -> str:
-        if "are required" in message and "model.spec" in message:
-            return f"{message.strip()}; for example --model.spec configs/models/tiny.yaml"
-        known = [option for action in self._actions for option in (*action.option_strings, action.dest)]
-        words = [word.strip("\"'") for word in re.findall(r"--[\w.\-]+|[\"'][\w.\-]+[\"']", message)]
-        hints = [did_you_mean(word, known) for word in words if word not in known]
-        return message.strip() + next(filter(None, hints), "")
+    former: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other one may set handlers
+        former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 class HybridCLI(LightningCLI):
@@ -175,7 +164,7 @@ class HybridCLI(LightningCLI):
         path, command = self._option("ckpt_path"), self.config.subcommand
         if path is None and command != "fit":
             raise SpecError(f"{command}: which weights? Name a run: hybridlm {command} --resume runs/NAME/0")
-        self.start = {"ckpt_path": path and checkpoint_folder(path), "weights_only": True}
+        self.start = {"ckpt_path": path and whole_checkpoint(path), "weights_only": True}
 
     def _option(self, key: str) -> Any:
         return self.config[self.config.subcommand][key]
@@ -184,6 +173,9 @@ class HybridCLI(LightningCLI):
         """The run folder, loggers in it, and the callbacks that every run has."""
         fitting = self.subcommand == "fit"
         trainer = self.config_init[self.subcommand]["trainer"]
+        _check_length(trainer)
+        if checkpoint := self.start["ckpt_path"]:  # before a file of the run is touched
+            require_same_spec(saved_spec(checkpoint), self.model)
         callbacks = [*(trainer["callbacks"] or [])]
         if trainer["enable_progress_bar"] is not False:
             callbacks.append(TrainingBar())
@@ -203,7 +195,7 @@ class HybridCLI(LightningCLI):
         """Where this run goes: as asked, or the next free number. Refuses to run over another run."""
         run = self._option("run") or os.environ.get(RUN_VARIABLE)
         if run is None:
-            run = next_free(Path("runs") / Path(self._option("model")["spec"]).stem)
+            run = next_free(Path("runs") / Path(self.model.spec_path).stem)
         elif RUN_VARIABLE not in os.environ and self._option("ckpt_path") is None and _holds_run(Path(run)):
             raise CheckpointError(
                 f"{run} holds a run already; resume it with `hybridlm fit --resume {run}`, or choose another --run"
@@ -216,18 +208,20 @@ class HybridCLI(LightningCLI):
 
     def _keep_sources(self, run: Path) -> None:
         """Copy the spec (and tokenizer) into the run, and let its config.yaml point there: a run needs nothing else."""
-        model, data = self._option("model"), self._option("data")
-        copies = [(model, "spec", "model.yaml")]
-        if data["tokenizer"] != "bytes":
-            copies.append((data, "tokenizer", "tokenizer.json"))
-        for section, key, name in copies:
-            atomic_write(run / name, Path(section[key]).expanduser().read_bytes())
-            section[key] = str(run / name)
+        copies = [("model", "spec", self.model.spec_path, "model.yaml")]
+        if self.datamodule.tokenizer_path is not None:
+            copies.append(("data", "tokenizer", self.datamodule.tokenizer_path, "tokenizer.json"))
+        for section, key, source, name in copies:
+            atomic_write(run / name, Path(source).read_bytes())
+            self._option(section)[key] = str(run / name)
 
     def fit(self, **arguments: Any) -> None:
         """Train, measure the last weights unless that was just done, and say what came out."""
         self.trainer.fit(**arguments, **self.start)
         trainer, checkpoint = self.trainer, _checkpoint(self.trainer)
+        if not checkpoint.trained:
+            panel(f"nothing to train: the run stands at step {trainer.global_step} already; raise --trainer.max_steps")
+            raise SystemExit(2)
         metrics = dict(trainer.callback_metrics)
         if trainer.enable_validation and checkpoint.validated_step < trainer.global_step:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
@@ -235,8 +229,8 @@ class HybridCLI(LightningCLI):
         if trainer.is_global_zero:
             results({"steps": trainer.global_step, **metrics})
             run = Path(trainer.default_root_dir)
-            best = f"best at step {checkpoint.best_step}" if checkpoint.validated_step >= 0 else "last weights"
-            Console().print(f"model ({best}): {run / 'model'}\ncurve: {run / 'loss.png'}", highlight=False)
+            best = f"best at step {checkpoint.best_step}" if checkpoint.best_step >= 0 else "last weights"
+            Terminal().print(f"model ({best}): {run / 'model'}\ncurve: {run / 'loss.png'}", highlight=False)
 
     def validate(self, **arguments: Any) -> None:
         """Measure the held-out text; a table of results."""
@@ -253,7 +247,18 @@ class HybridCLI(LightningCLI):
         nll = torch.cat(self.trainer.predict(**arguments, **self.start))
         file = Path(self.trainer.default_root_dir) / "nll.safetensors"
         atomic_write(file, safetensors.torch.save({"nll": nll.contiguous()}))
-        Console().print(f"nats of {nll.shape[0]} windows of {nll.shape[1]} held-out tokens: {file}", highlight=False)
+        Terminal().print(f"nats of {nll.shape[0]} windows of {nll.shape[1]} held-out tokens: {file}", highlight=False)
+
+
+def _check_length(trainer: Mapping[str, Any]) -> None:
+    """SpecError for settings that mean something only where the text comes in epochs."""
+    meant = {"max_epochs": -1, "min_epochs": -1, "limit_train_batches": 1.0}
+    for name, whole in meant.items():
+        if repr(trainer[name]) not in ("None", repr(whole)):  # 1 batch is not 1.0, all of them
+            raise SpecError(
+                f"trainer.{name}: {trainer[name]}; training counts steps, and its text is a stream without epochs. "
+                "Leave it out and set trainer.max_steps"
+            )
 
 
 def _checkpoint(trainer: pl.Trainer) -> RunCheckpoint:

@@ -1,9 +1,14 @@
-"""What the terminal shows of a command: results, messages, and not the noise of the libraries underneath."""
+"""What the terminal shows of a command: results, messages, and not the noise of the libraries underneath.
+
+Costs neither torch nor Lightning to import: the other commands tell their mistakes with it too.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +25,7 @@ _ADVERTISERS = (
 )
 _ADVERT = re.compile(
     r"Tip|litlogger|litmodels|(GPU|TPU|HPU) available|`Trainer.fit` stopped|Restor|Loaded model weights|weights_only"
+    r"|was configured so"
 )
 _NOISE = (
     "does not have many workers",
@@ -30,9 +36,26 @@ _NOISE = (
 )
 
 
-def panel(message: str, title: str, color: str) -> None:
-    """A framed message on stderr."""
-    Console(stderr=True).print(Panel(Text(message), title=title, title_align="left", border_style=color))
+class Terminal(Console):
+    """A console whose reader may leave, as `| head` does: what follows goes nowhere, and the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Instead of rich's own, which ends the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def panel(message: str, title: str = "error", color: str = "red") -> None:
+    """A framed message on stderr. Outside a terminal nothing is wrapped, so that it can be searched."""
+    sys.stdout.flush()
+    console = Terminal(stderr=True, highlight=False)
+    needed = max(len(line) for line in [title, *message.splitlines()]) + 4
+    if not console.is_terminal:
+        console.width = needed + 4
+    if needed > console.width and "^" in message:  # a caret points at nothing once its line is wrapped
+        console.print(Text(f"{title}: {message}"), soft_wrap=True)
+    else:
+        console.print(Panel.fit(Text(message), title=title, title_align="left", border_style=color))
 
 
 def results(metrics: Mapping[str, Any]) -> None:
@@ -40,7 +63,7 @@ def results(metrics: Mapping[str, Any]) -> None:
     table = Table("measure", "value", title="results", title_justify="left")
     for name, value in metrics.items():
         table.add_row(name, digits(float(value)))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def digits(value: float) -> str:

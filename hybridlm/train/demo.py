@@ -20,7 +20,6 @@ from statistics import median
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import hybridlm as hl
@@ -28,6 +27,7 @@ from hybridlm.compose.model import HybridLM
 from hybridlm.files import atomic_write
 from hybridlm.resources import config_path
 from hybridlm.train import cli
+from hybridlm.train.console import Terminal
 from hybridlm.train.data import IGNORED, Batch, TextData
 from hybridlm.train.metrics import TokenScore, bits_per_byte
 from hybridlm.train.tokens import TokenBin
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", default="def ", help="what the model goes on from")
     options = parser.parse_args(argv)
     run = Path(options.run) if options.run else cli.next_free(Path("runs/demo"))
-    console = Console()
+    console = Terminal()
     spec = config_path("models/demo")
     steps = affordable_steps(spec, options.minutes * 60 * TRAINING_SHARE)
     console.print(f"[bold]{options.minutes:g} minutes: {steps} steps of {BATCH * CONTEXT} bytes[/] into {run}")

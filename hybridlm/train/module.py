@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hybridlm.compose.build import build
 from hybridlm.errors import CheckpointError, DataError, SpecError
+from hybridlm.resources import find_config
 from hybridlm.train.data import IGNORED, Batch, TextData
 from hybridlm.train.metrics import TokenScore, bits_per_byte
 from hybridlm.train.optim import Schedule, adamw, capped_schedule, schedule_factor
@@ -19,7 +20,7 @@ class LitHybridLM(pl.LightningModule):
     """Trains the model of a spec with AdamW.
 
     Args:
-        spec: path of a model's YAML file; see configs/models.
+        spec: path of a model's YAML file, or the name of a shipped one, such as tiny (see configs/models).
         lr: peak learning rate.
         weight_decay: of matrices; norms, biases, embeddings and state-space parameters do not decay.
         betas: of AdamW.
@@ -46,11 +47,11 @@ class LitHybridLM(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check(lr=lr, weight_decay=weight_decay, warmup=warmup, decay=decay, final_lr=final_lr)
-        self.spec_path = spec
+        _check(lr=lr, weight_decay=weight_decay, betas=betas, warmup=warmup, decay=decay, final_lr=final_lr)
+        self.spec_path = str(find_config(spec, "models"))
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.schedule = partial(schedule_factor, schedule=schedule, warmup=warmup, decay=decay, final=final_lr)
-        self.model = build(spec, seed=seed)
+        self.model = build(self.spec_path, seed=seed)
         self.score = TokenScore()
 
     def setup(self, stage: str) -> None:
@@ -128,13 +129,17 @@ class LitHybridLM(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another model, naming every difference."""
-        differences = [
-            *_differences(_meaning(checkpoint.get("spec", {})), _meaning(self.model.spec.to_dict())),
-            *_differences(_shapes(checkpoint["state_dict"]), _shapes(self.state_dict())),
-        ]
-        if differences:
-            listed = "\n  ".join(differences)
-            raise CheckpointError(f"the checkpoint is of another model than {self.spec_path}:\n  {listed}")
+        require_same_spec(checkpoint.get("spec", {}), self, _shapes(checkpoint["state_dict"]))
+
+
+def require_same_spec(spec: dict, module: LitHybridLM, shapes: dict[str, object] | None = None) -> None:
+    """CheckpointError, with every difference, unless a checkpoint's spec (and shapes, if given) are the module's."""
+    differences = _differences(_meaning(spec), _meaning(module.model.spec.to_dict()))
+    if shapes is not None:
+        differences += _differences(shapes, _shapes(module.state_dict()))
+    if differences:
+        listed = "\n  ".join(differences)
+        raise CheckpointError(f"the checkpoint is of another model than {module.spec_path}:\n  {listed}")
 
 
 def _meaning(spec: dict) -> dict[str, object]:
@@ -172,10 +177,13 @@ def _differences(theirs: dict[str, object], ours: dict[str, object]) -> list[str
     ]
 
 
-def _check(*, lr: float, weight_decay: float, warmup: int, decay: float, final_lr: float) -> None:
+def _check(
+    *, lr: float, weight_decay: float, betas: tuple[float, float], warmup: int, decay: float, final_lr: float
+) -> None:
     rules = {
         "lr": (lr, 0 < lr < 10, "between 0 and 10"),
         "weight_decay": (weight_decay, 0 <= weight_decay < 10, "0 or more, below 10"),
+        "betas": (betas, all(0 <= beta < 1 for beta in betas), "two numbers from 0 to below 1"),
         "warmup": (warmup, warmup >= 0, "0 or more"),
         "decay": (decay, 0 < decay <= 1, "a share of the run, above 0 and at most 1"),
         "final_lr": (final_lr, 0 <= final_lr <= 1, "a share of lr, from 0 to 1"),

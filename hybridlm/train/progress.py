@@ -12,12 +12,11 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks.progress import ProgressBar
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hybridlm.compose.cost import model_cost
 from hybridlm.files import atomic_write
-from hybridlm.train.console import digits
+from hybridlm.train.console import Terminal, digits
 from hybridlm.train.metrics import Rate
 
 _SHOWN = {"train_loss": "loss", "train_bpb": "bits/byte", "tokens_per_second": "tok/s", "mfu": "MFU"}
@@ -76,7 +75,7 @@ class TrainingBar(ProgressBar):
     def __init__(self, every: int = 50) -> None:
         super().__init__()
         self.every = every
-        self._console = Console()
+        self._console = Terminal()
         self._enabled = True
         self._bar: Progress | None = None
         self._printed = -1

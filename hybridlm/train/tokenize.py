@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from hybridlm.errors import DataError
-from hybridlm.files import atomic_write
+from hybridlm.files import atomic_write, check_target
+from hybridlm.text import END_OF_TEXT, FileCodec
 from hybridlm.train.corpus import Corpus, pieces, read_corpus, read_parts
-from hybridlm.train.tokens import END_OF_TEXT
 
 
 def train_tokenizer(
@@ -22,7 +23,7 @@ def train_tokenizer(
 
     Args:
         path: files, folders or globs of UTF-8 text; without one, Python's standard library.
-        vocab_size: tokens, the 256 bytes and <|endoftext|> among them; 257 or more.
+        vocab_size: the most tokens, the 256 bytes and <|endoftext|> among them; 257 or more. A short text has fewer.
         output: where to write.
         separator: text between the documents of a file; it does not enter the vocabulary.
 
@@ -31,6 +32,7 @@ def train_tokenizer(
     """
     if vocab_size < 257:
         raise DataError(f"vocab_size: {vocab_size}; at least 257 is needed (256 bytes and {END_OF_TEXT})")
+    check_target("output", output)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -40,9 +42,9 @@ def train_tokenizer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(_texts(read_corpus(path), separator), trainer)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(output, tokenizer.to_str(pretty=True).encode())
     return Path(output)
 
@@ -60,9 +62,10 @@ def tokenize(
 
     Args:
         path: files, folders or globs of UTF-8 text; without one, Python's standard library.
-        vocab_size: number of tokens.
+        vocab_size: the most tokens; a short text gives fewer.
         output: the file to write; use it with `--data.tokenizer`.
         separator: text between the documents of a file.
     """
     file = train_tokenizer(path, vocab_size=vocab_size, output=output, separator=separator)
-    print(f"{file}: {vocab_size} tokens. Train with --data.tokenizer {file} and vocab_size: {vocab_size} in the spec")
+    size = FileCodec(file).vocab_size
+    print(f"{file}: {size} tokens. Train with --data.tokenizer {file} and vocab_size: {size} in the spec")

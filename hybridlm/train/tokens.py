@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from hybridlm.errors import CheckpointError, DataError
 from hybridlm.files import sha256, verify_manifest, write_manifest
+from hybridlm.text import FileCodec
+from hybridlm.train.console import Terminal
 from hybridlm.train.corpus import Corpus, corpus_bytes, cut, draw, pieces, read_corpus, read_parts
 
 FORMAT = 1  # of the bins; a new number makes every old cache entry unseen
 SPLITS = ("train", "held_out")
-END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(Protocol):
@@ -47,32 +47,24 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-    """A `tokenizer.json` of the tokenizers library. Documents end with <|endoftext|> where it has that token.
+    """A tokenizer.json, piece by piece, so that a long document needs little memory; then its end, if it has one.
 
     Raises:
         DataError: the file is missing or no tokenizer.
     """
 
     def __init__(self, path: str | Path) -> None:
-        from tokenizers import Tokenizer as RustTokenizer
-
-        if not Path(path).is_file():
-            raise DataError(f"data.tokenizer: no such file {str(path)!r}; `hybridlm tokenize` trains one")
         try:
-            self._tokenizer = RustTokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise DataError(
-                f"data.tokenizer: {path} is no tokenizer.json of the tokenizers library: {error}"
-            ) from error
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.digest = sha256(path)
-        self._end = self._tokenizer.token_to_id(END_OF_TEXT)
+            self._codec = FileCodec(path)
+        except DataError as error:
+            raise DataError(f"data.tokenizer: {error}") from error
+        self.vocab_size, self.digest = self._codec.vocab_size, sha256(path)
 
     def encode(self, part: bytes) -> Iterator[np.ndarray]:
         for piece in pieces(part):
-            yield np.asarray(self._tokenizer.encode(piece, add_special_tokens=False).ids, dtype=np.uint32)
-        if self._end is not None:
-            yield np.asarray([self._end], dtype=np.uint32)
+            yield np.asarray(self._codec.encode(piece), dtype=np.uint32)
+        if self._codec.end is not None:
+            yield np.asarray([self._codec.end], dtype=np.uint32)
 
 
 def load_tokenizer(tokenizer: str) -> Tokenizer:
@@ -157,7 +149,7 @@ def open_bins(folder: Path) -> Bins:
 
 def _progress() -> Progress:
     columns = [TextColumn("{task.description:<14}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not sys.stderr.isatty())
 
 

@@ -254,8 +254,8 @@ def test_new_lines_in_a_stop_may_be_spelt_out():
     [
         ({}, DataError, "prompt: nothing to continue"),
         ({"prompt": []}, DataError, "prompt: nothing to continue"),
-        ({"prompt": [""]}, SpecError, "ids: prompt 0 is empty"),
-        ({"prompt": ["a", ""]}, SpecError, "ids: prompt 1 is empty"),
+        ({"prompt": [""]}, DataError, "prompt: an empty text"),
+        ({"prompt": ["a", ""]}, DataError, "prompt: an empty text"),
         ({"prompt_file": "none.txt"}, DataError, "prompt_file: none.txt: no such file"),
         ({"prompt": ["a"], "max_new_tokens": -1}, SpecError, "max_new_tokens: -1"),
         ({"prompt": ["a"], "temperature": -1.0}, SpecError, "temperature: -1.0"),
@@ -263,6 +263,8 @@ def test_new_lines_in_a_stop_may_be_spelt_out():
         ({"prompt": ["a"], "stop": [""]}, DataError, "stop: an empty text"),
         ({"prompt": ["a"], "seed": -1}, SpecError, "seed: -1"),
         ({"prompt": ["a"], "save_state": "no/where"}, DataError, "save_state: no/where: its folder does not exist"),
+        ({"prompt": ["a"], "save_state": "/"}, DataError, "save_state: / is a folder"),
+        ({"prompt_file": "/"}, DataError, "prompt_file: /: a folder, not a file"),
         ({"prompt": ["a"], "device": "tpu"}, SpecError, "device: 'tpu'; it must be one of auto, cpu"),
     ],
 )

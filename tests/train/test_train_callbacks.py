@@ -52,7 +52,7 @@ def test_a_resumed_run_is_the_run(make_run, settings):
     resumed = make_run("half", **settings)
     assert equal(resumed.fit(first), whole)
     late = make_run("half", **settings)
-    assert equal(late.fit(half.folder / "checkpoints" / "step-00000013"), whole)
+    assert equal(late.fit(half.folder / "checkpoints" / "superseded-step-00000013"), whole)
 
 
 def test_dropout_makes_the_resume_test_mean_something(make_run):
@@ -86,7 +86,7 @@ def test_without_validation_the_last_weights_are_the_model(make_run):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_step_and_saves(make_run, number, code, capsys):
+def test_a_signal_ends_the_step_and_saves(make_run, number, code, capfd):
     before = signal.getsignal(number)
     run = make_run(callbacks=[At(6, lambda t, m: os.kill(os.getpid(), number))])
     with pytest.raises(Interrupted, match="hybridlm fit --resume") as stopped:
@@ -95,7 +95,7 @@ def test_a_signal_ends_the_step_and_saves(make_run, number, code, capsys):
     assert checkpoints(run) == ["step-00000007"]
     assert hl.load(run.folder)
     assert signal.getsignal(number) is before
-    assert "saving" in capsys.readouterr().out
+    assert "finishing this step and saving" in capfd.readouterr().err
 
 
 def test_a_signal_waits_for_accumulated_gradients(make_run):
@@ -120,9 +120,13 @@ def test_a_second_ctrl_c_stops_at_once(make_run):
         os.kill(os.getpid(), signal.SIGINT)
 
     run = make_run(callbacks=[At(6, twice)])
-    with pytest.raises(SystemExit):
+    with pytest.raises(Interrupted, match="stopped by Ctrl-C; nothing was saved"):
         run.fit()
     assert not (run.folder / "checkpoints").exists()
+    run = make_run(every=4, callbacks=[At(6, twice)])
+    with pytest.raises(Interrupted, match=r"saved up to step-00000004\. Resume with"):
+        run.fit()
+    assert checkpoints(run) == ["step-00000004"]
 
 
 def poison(trainer, module):

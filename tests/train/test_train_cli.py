@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -135,14 +137,18 @@ def test_a_tokenizer_goes_with_the_run(fit, here, spec, texts):
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--data.contxt=3"], 2, "--data.contxt=3 Did you mean '--data.context'?"),
-        (["--model.lr=fast"], 2, "model.lr"),
+        (["--data.contxt=3"], 2, "unknown option '--data.contxt=3'. Did you mean '--data.context'?"),
+        (["--model.lr=fast"], 2, "--model.lr: 'fast' is not a number"),
         (["--config=none.yaml"], 2, "none.yaml"),
-        (["--data.path=none"], 1, "no such file or folder: 'none'"),
-        (["--data.context=100000"], 1, "data.context: 100000 tokens"),
-        (["--model.spec=none.yaml"], 1, "none.yaml"),
-        (["--model.schedule=square"], 2, "model.schedule"),
-        (["--ckpt_path=none"], 1, "no checkpoint there"),
+        (["--data.path=none"], 2, "no such file or folder: 'none'"),
+        (["--data.context=100000"], 2, "data.context: 100000 tokens"),
+        (["--model.spec=none.yaml"], 2, "none.yaml"),
+        (["--model.schedule=wds"], 2, "'wds' is not one of cosine, wsd, constant. Did you mean 'wsd'?"),
+        (["--trainer.precision=bf17"], 2, "16-mixed, bf16-true, bf16-mixed, 32-true"),
+        (["--model.betas=[2,3]"], 2, "model.betas: (2.0, 3.0); it must be two numbers from 0 to below 1"),
+        (["--trainer.max_epochs=1"], 2, "trainer.max_epochs: 1; training counts steps"),
+        (["--trainer.limit_train_batches=3"], 2, "trainer.limit_train_batches: 3"),
+        (["--ckpt_path=none"], 2, "no checkpoint there"),
     ],
 )
 def test_a_mistake_is_one_panel(fit, here, capsys, options, code, words):
@@ -157,7 +163,7 @@ def test_a_mistake_is_one_panel(fit, here, capsys, options, code, words):
 
 def test_no_run_is_written_over(fit, capsys):
     assert fit("--run=r") == 0
-    assert fit("--run=r") == 1
+    assert fit("--run=r") == 2
     assert "holds a run already" in capsys.readouterr().err
 
 
@@ -165,8 +171,8 @@ def test_no_run_is_written_over(fit, capsys):
     ("argv", "code", "words"),
     [
         (["fit"], 2, "--model.spec configs/models/tiny.yaml"),
-        (["validate", "--model.spec=x"], 1, "which weights?"),
-        (["fit", "--resume=none"], 1, "no checkpoint there"),
+        (["validate", "--model.spec=x"], 2, "which weights?"),
+        (["fit", "--resume=none"], 2, "no checkpoint there"),
     ],
 )
 def test_incomplete_commands(here, capsys, argv, code, words):
@@ -178,3 +184,84 @@ def test_incomplete_commands(here, capsys, argv, code, words):
 def test_help_shows_an_example(command, capsys):
     assert cli.main([command, "--help"]) == 0
     assert f"examples:\n  hybridlm {command} --" in capsys.readouterr().out
+
+
+def contents(run):
+    return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_refused_resume_changes_nothing(fit, here, spec, capsys):
+    """Another spec once took the place of the run's own before the checkpoint was looked at."""
+    assert fit("--run=r", "--checkpoint.every=2") == 0
+    before = contents(here / "r")
+    (here / "wide.yaml").write_text(spec.read_text().replace("d_model: 32", "d_model: 64"))
+    assert cli.main(["fit", "--resume=r", "--model.spec=wide.yaml"]) == 2
+    assert "d_model: 32 in the checkpoint, 64 here" in capsys.readouterr().err
+    assert contents(here / "r") == before
+    newest = here / "r" / "checkpoints" / "step-00000004" / "train.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    assert cli.main(["fit", "--resume=r", "--trainer.max_steps=6"]) == 2
+    assert "--resume r/checkpoints/step-00000002" in capsys.readouterr().err
+    assert {**contents(here / "r"), newest.relative_to(here / "r"): b""} == {
+        **before,
+        newest.relative_to(here / "r"): b"",
+    }
+    assert cli.main(["fit", "--resume=r/checkpoints/step-00000002", "--trainer.max_steps=6"]) == 0
+    names = {"step-00000004", "step-00000006", "superseded-step-00000004"}
+    assert {path.name for path in newest.parents[1].iterdir()} == names
+
+
+def test_a_finished_run_says_that_it_is(fit, here, capsys):
+    assert fit("--run=r") == 0
+    assert cli.main(["fit", "--resume=r"]) == 2
+    assert "stands at step 4 already; raise --trainer.max_steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"model: {lrr: 3}", "unknown key 'model.lrr' in a config. Did you mean '--model.lr'?"),
+        (b"model: {lr: 3.0}\nmodel: {lr: 2.0}", "c.yaml:2:1"),
+        (b"a: &a [1]\nb: *a", "c.yaml:1"),
+        (b"\xff\x00", "c.yaml: not UTF-8 text (byte 0)"),
+        (b"", "c.yaml:1:1: empty"),
+    ],
+)
+def test_configs_are_read_strictly(fit, here, capsys, content, words):
+    (here / "c.yaml").write_bytes(content)
+    assert fit("--config=c.yaml") == 2
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_shipped_names_hold_from_anywhere(fit, here):
+    quick = ["--config", "quickstart/stdlib", "--model.seed=0", "--data.seed=0"]
+    assert fit(*quick, "--model.spec=attention", *QUICK, *SMALL, "--trainer.max_steps=1") == 0
+    assert (here / "runs" / "attention" / "0" / "model.yaml").read_bytes() == config_path(
+        "models/attention"
+    ).read_bytes()
+
+
+def test_ctrl_c_outside_the_steps(fit, here, monkeypatch, capsys):
+    def press(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.TextData, "setup", press)
+        assert fit("--run=r") == 130
+    assert "│ stopped by Ctrl-C │" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.pl.Trainer, "validate", press)
+        assert fit("--run=r", "--trainer.val_check_interval=3") == 130
+    assert "saved up to step-00000004" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(here, spec, texts):
+    words = ["fit", f"--model.spec={spec}", f"--data.path={texts}", *SMALL, *QUICK, "--run=r", "--trainer.max_steps=9"]
+    reads, writes = os.pipe()
+    os.close(reads)
+    environment = {**os.environ, "PYTHONPATH": str(config_path("models/tiny").parents[2])}
+    done = subprocess.run([sys.executable, "-m", "hybridlm", *words], stdout=writes, env=environment, check=False)
+    assert done.returncode == 0
+    assert (here / "r" / "checkpoints" / "step-00000009").is_dir()

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridlm.errors import DataError
+from hybridlm.text import FileCodec
 from hybridlm.train import tokens as tokens_module
 from hybridlm.train.data import TextData, TrainingStream, cut_windows, permute
 from hybridlm.train.tokens import ByteTokenizer, FileTokenizer, open_bins, token_bins
@@ -217,8 +218,8 @@ def test_a_full_disk_leaves_no_half_bin(text, tmp_path, monkeypatch):
         ({"held_out": 0.0}, "data.held_out: 0.0"),
         ({"held_out": float("nan")}, "data.held_out: nan"),
         ({"separator": ""}, "data.separator"),
-        ({"tokenizer": "no.json"}, "data.tokenizer: no such file 'no.json'"),
-        ({"tokenizer": __file__}, "is no tokenizer.json"),
+        ({"tokenizer": "no.json"}, "data.tokenizer: no.json: no such file"),
+        ({"tokenizer": __file__}, r"data\.tokenizer: .*: no tokenizer\.json"),
     ],
 )
 def test_settings_are_checked(text, tmp_path, settings, message):
@@ -235,8 +236,8 @@ def test_a_trained_tokenizer_reads_back(text, tmp_path):
     assert data.bytes_per_token > 1.5
     tokenizer = FileTokenizer(file)
     ids = np.concatenate(list(tokenizer.encode("täxt\n".encode())))
-    assert tokenizer._tokenizer.decode(ids.tolist()) == "täxt\n"  # the special end token is left out
-    end = tokenizer._tokenizer.token_to_id("<|endoftext|>")
+    decoder, end = FileCodec(file).decoder(), FileCodec(file).end
+    assert "".join(decoder.feed(token) for token in ids[:-1].tolist()) == "täxt\n"
     assert ids[-1] == end
     held = data.bins.held_out
     assert (held.read() == end).sum() == held.documents

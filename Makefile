@@ -7,6 +7,8 @@ JOBS   ?= 2
 ARGS   ?=
 
 export OMP_NUM_THREADS ?= 1
+# Threads that wait sleep instead of spinning: on a busy machine spinning is several times slower (docs/log.md).
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-deep check format bench docs clean

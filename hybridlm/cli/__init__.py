@@ -74,6 +74,9 @@ COMMANDS = {
 LATER = ("eval", "ablate", "report", "export", "import")
 
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: waiting threads sleep, not spin
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     try:

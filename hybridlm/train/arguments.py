@@ -96,7 +96,6 @@ def _mistyped(key: str, message: str) -> str:
         return message
     words = [word for group in re.findall(r"Literal\[(.*?)\]", message) for word in re.findall(r"[\w.\-]+", group)]
     kinds = [_KINDS[kind] for kind in re.findall(r"<class '(\w+)'>", message) if kind in _KINDS]
-    allowed = [f"one of {', '.join(dict.fromkeys(words))}"] if words else []
-    allowed += [kind for kind in dict.fromkeys(kinds) if kind not in ("a text", "null") or not allowed]
+    allowed = f"one of {', '.join(dict.fromkeys(words))}" if words else " or ".join(dict.fromkeys(kinds))
     value = given[-1].strip().strip("'\"")
-    return f"--{key}: {value!r} is not {' or '.join(allowed) or 'what it takes'}.{did_you_mean(value, words)}"
+    return f"--{key}: {value!r} is not {allowed or 'what it takes'}.{did_you_mean(value, words)}"

@@ -6,12 +6,13 @@ the user's, told before anything was trained; 130 Ctrl-C, 143 SIGTERM.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,7 +61,7 @@ MISTAKES = (
 FAILURES = (NonFiniteError, UnsavedError)
 RUN_VARIABLE = "HYBRIDLM_RUN"  # tells the other processes of a distributed run which folder the first one chose
 EXAMPLES = {
-    "fit": "hybridlm fit --config configs/quickstart/stdlib.yaml --trainer.max_steps 500\n"
+    "fit": "hybridlm fit --config quickstart/stdlib --trainer.max_steps 500        a shipped config, from anywhere\n"
     "  hybridlm fit --model.spec configs/models/tiny.yaml --data.path 'texts/*.txt' --data.context 256\n"
     "  hybridlm fit --resume runs/tiny/0        goes on where a run stopped",
     "validate": "hybridlm validate --resume runs/tiny/0",
@@ -82,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # ${...} under subcommands
     try:
-        with _told_to_stop():
-            HybridCLI(args=expand(argv))
+        with _told_to_stop(), ExitStack() as held:
+            HybridCLI(expand(argv), held)
     except Interrupted as stop:
         panel(str(stop), "stopped", "yellow")
         return stop.exit_code
@@ -117,7 +118,8 @@ def _told_to_stop() -> Iterator[None]:
 class HybridCLI(LightningCLI):
     """LitHybridLM and TextData behind one command line. A run is one folder."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], held: ExitStack) -> None:
+        self._held = held  # what is given back when the command ends
         parser = {"parser_mode": "omegaconf+", "default_env": False}
         named = {
             name: {**parser, "usage": f"{USAGE.format(name)}{EXAMPLES[name]}", "description": ABOUT[name]}
@@ -193,10 +195,11 @@ class HybridCLI(LightningCLI):
 
     def _run_folder(self) -> Path:
         """Where this run goes: as asked, or the next free number. Refuses to run over another run."""
+        first = RUN_VARIABLE not in os.environ
         run = self._option("run") or os.environ.get(RUN_VARIABLE)
         if run is None:
             run = next_free(Path("runs") / Path(self.model.spec_path).stem)
-        elif RUN_VARIABLE not in os.environ and self._option("ckpt_path") is None and _holds_run(Path(run)):
+        elif first and self._option("ckpt_path") is None and _holds_run(Path(run)):
             raise CheckpointError(
                 f"{run} holds a run already; resume it with `hybridlm fit --resume {run}`, or choose another --run"
             )
@@ -204,6 +207,8 @@ class HybridCLI(LightningCLI):
         self.config[self.subcommand]["run"] = str(run)
         self.config[self.subcommand]["ckpt_path"] = None  # config.yaml says how a run goes, not where it went on
         Path(run).mkdir(parents=True, exist_ok=True)
+        if first:
+            self._held.enter_context(_alone_in(Path(run)))
         return Path(run)
 
     def _keep_sources(self, run: Path) -> None:
@@ -267,6 +272,19 @@ def _checkpoint(trainer: pl.Trainer) -> RunCheckpoint:
 
 def _holds_run(run: Path) -> bool:
     return any((run / "checkpoints").glob("step-*"))
+
+
+@contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    """Hold a run folder. CheckpointError: another process, one that has saved nothing yet perhaps, trains there."""
+    handle = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CheckpointError(f"{run}: another process trains there now; choose another --run") from None
+    finally:
+        os.close(handle)
 
 
 def next_free(folder: Path) -> Path:

@@ -265,3 +265,11 @@ def test_a_reader_that_leaves_does_not_end_the_run(here, spec, texts):
     done = subprocess.run([sys.executable, "-m", "hybridlm", *words], stdout=writes, env=environment, check=False)
     assert done.returncode == 0
     assert (here / "r" / "checkpoints" / "step-00000009").is_dir()
+
+
+def test_two_processes_do_not_share_a_folder(fit, here, capsys):
+    """The second is refused although the first has saved nothing yet."""
+    with cli._alone_in(here):
+        assert fit(f"--run={here}") == 2
+    assert "another process trains there now" in capsys.readouterr().err
+    assert fit(f"--run={here}") == 0

@@ -10,11 +10,12 @@ import signal
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from safetensors import SafetensorError
 
 import hybridlm as hl
 from hybridlm.errors import CheckpointError
 from hybridlm.train import checkpoint as checkpoint_module
-from hybridlm.train.callbacks import Interrupted, NonFiniteError, RunCheckpoint
+from hybridlm.train.callbacks import Interrupted, NonFiniteError, RunCheckpoint, UnsavedError
 from hybridlm.train.checkpoint import SafeCheckpointIO, checkpoint_folder
 
 
@@ -184,6 +185,21 @@ def test_a_full_disk_says_so_and_leaves_the_previous_checkpoint(make_run, monkey
         run.fit()
     assert checkpoints(run) == ["step-00000005"]
     assert SafeCheckpointIO().load_checkpoint(checkpoint_folder(run.folder))["global_step"] == 5
+
+
+def test_a_full_disk_under_the_exported_weights(make_run, monkeypatch):
+    """The safetensors library raises an error of its own. The exported model stays, and so do the checkpoints."""
+    run = make_run(every=5, max_steps=5)
+    weights = run.fit()
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    longer = make_run(every=5, max_steps=20)
+    with pytest.raises(UnsavedError, match=r"model: the disk is full; the previous checkpoint is intact: .*step-0"):
+        longer.fit(run.folder / "checkpoints" / "step-00000005")
+    assert equal(hl.load(run.folder).state_dict(), {k.removeprefix("model."): v for k, v in weights.items()})
 
 
 def test_a_damaged_checkpoint_does_not_start_a_run(make_run):

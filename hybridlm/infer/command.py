@@ -62,8 +62,7 @@ def generate_command(
     sampler = Sampler(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
     )
-    if save_state is not None:
-        check_target("save_state", save_state)
+    _check_saving(save_state)
     prompts, before = _read_prompts(prompt, prompt_file)
     model, codec = _load(run, device)
     ids = [codec.encode(before + text) for text in prompts]
@@ -72,6 +71,12 @@ def generate_command(
     _write(stream, prompts, _answers(codec, stop or [], len(prompts)), sys.stdout)
     if save_state:
         stream.state.save(save_state)
+
+
+def _check_saving(save_state: str | None) -> None:
+    """DataError, before anything is read, if the state could not be saved there."""
+    if save_state is not None:
+        check_target("save_state", save_state)
 
 
 def _read_prompts(prompt: list[str] | None, file: str | None) -> tuple[list[str], str]:

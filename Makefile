@@ -20,7 +20,7 @@ help: ## list the targets
 install: $(VENV)/.core ## make .venv and install hybridlm into it, editable
 
 demo: $(VENV)/.core ## train a small hybrid on real text for about four minutes, then let it write
-	OMP_NUM_THREADS=$(JOBS) OMP_WAIT_POLICY=PASSIVE $(PY) -m hybridlm.train.demo $(ARGS)
+	OMP_NUM_THREADS=$(JOBS) $(PY) -m hybridlm.train.demo $(ARGS)
 
 test: $(VENV)/.dev ## the default tests
 	$(PY) -m pytest -n $(JOBS) -q $(ARGS)

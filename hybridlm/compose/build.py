@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,10 +85,18 @@ def save(model: HybridLM, folder: str | Path) -> None:
     write_together(
         as_path(folder),
         {
-            WEIGHTS: lambda path: safetensors.torch.save_file(weights, path, {"format": "pt"}),
+            WEIGHTS: lambda path: _save_weights(weights, path),
             CONFIG: lambda path: path.write_text(json.dumps(about, indent=2)),
         },
     )
+
+
+def _save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file(weights, path, {"format": "pt"})
+    except safetensors.SafetensorError as error:  # its own name for what the system says
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
@@ -119,7 +129,7 @@ def model_folder(folder: str | Path) -> Path:
     folder = as_path(folder)
     found = next((place for place in (folder, folder / "model") if (place / CONFIG).is_file()), None)
     if found is None:
-        reason = "no such folder" if not folder.exists() else f"no {CONFIG} in it; not a saved model or a run"
+        reason = "no such folder" if not folder.exists() else f"no {CONFIG} in it; give a run, or what save wrote"
         raise CheckpointError(f"{folder}: {reason}")
     return found
 

@@ -19,7 +19,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hybridlm.compose.build import save
@@ -137,7 +136,7 @@ class RunCheckpoint(Checkpoint):
         run = Path(trainer.default_root_dir)
         try:
             save(pl_module.model, run / "model")
-        except (OSError, SafetensorError) as error:  # the Rust side has an error of its own for a full disk
+        except OSError as error:
             raise _unsaved(error, run / "model") from error
 
 
@@ -146,11 +145,10 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _unsaved(error: OSError | SafetensorError, path: Path) -> UnsavedError:
+def _unsaved(error: OSError, path: Path) -> UnsavedError:
     run = path.parents[1] if path.parent.name == "checkpoints" else path.parent
     kept = sorted((run / "checkpoints").glob("step-*"))
-    full = getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
-    why = "the disk is full" if full else str(error)
+    why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
     if not kept:
         return UnsavedError(f"could not save {path}: {why}; there is no earlier checkpoint. Make room, then start anew")
     return UnsavedError(

@@ -6,7 +6,6 @@ the user's, told before anything was trained; 130 Ctrl-C, 143 SIGTERM.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import lightning.pytorch as pl
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -277,14 +277,14 @@ def _holds_run(run: Path) -> bool:
 @contextmanager
 def _alone_in(run: Path) -> Iterator[None]:
     """Hold a run folder. CheckpointError: another process, one that has saved nothing yet perhaps, trains there."""
-    handle = os.open(run, os.O_RDONLY)
+    lock = FileLock(run / ".lock")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
         raise CheckpointError(f"{run}: another process trains there now; choose another --run") from None
-    finally:
-        os.close(handle)
+    with lock:
+        lock.release()  # of the two holds, the one that `with` took stays
+        yield
 
 
 def next_free(folder: Path) -> Path:

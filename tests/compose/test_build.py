@@ -8,6 +8,7 @@ import pathlib
 import time
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -342,3 +343,13 @@ def test_what_is_no_path_is_refused(path):
             call()
     with pytest.raises(hl.SpecError, match="no HybridLM"):
         hl.save(nn.Linear(2, 2), "unwritten")
+
+
+def test_an_error_of_safetensors_is_one_of_the_system(tmp_path, monkeypatch):
+    def full(*_):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        hl.save(make("A"), tmp_path)
+    assert caught.value.errno == errno.ENOSPC

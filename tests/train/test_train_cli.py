@@ -41,7 +41,7 @@ def config(run):
 def test_a_run_is_one_folder(fit, here, spec, capsys):
     assert fit() == 0
     run = here / "runs" / "small" / "0"
-    names = {"config.yaml", "model.yaml", "checkpoints", "model", "metrics.csv", "loss.png", "tensorboard"}
+    names = {"config.yaml", "model.yaml", "checkpoints", "model", "metrics.csv", "loss.png", "tensorboard", ".lock"}
     assert {path.name for path in run.iterdir()} == names
     assert (run / "model.yaml").read_text() == spec.read_text()
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")

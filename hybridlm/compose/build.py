@@ -129,7 +129,7 @@ def model_folder(folder: str | Path) -> Path:
     folder = as_path(folder)
     found = next((place for place in (folder, folder / "model") if (place / CONFIG).is_file()), None)
     if found is None:
-        reason = "no such folder" if not folder.exists() else f"no {CONFIG} in it; give a run, or what save wrote"
+        reason = "no such folder" if not folder.exists() else f"no {CONFIG} in it; not a saved model or a run"
         raise CheckpointError(f"{folder}: {reason}")
     return found
 

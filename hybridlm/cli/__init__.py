@@ -74,7 +74,7 @@ COMMANDS = {
 LATER = ("eval", "ablate", "report", "export", "import")
 
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: waiting threads sleep, not spin
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch loads: threads that wait spin briefly, then sleep
 
 
 def main(argv: list[str] | None = None) -> int:

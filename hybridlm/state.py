@@ -96,36 +96,6 @@ class LayerState:
         )
 
 
-def load_state(path: str | Path, *, device: torch.device | str | None = None) -> ModelState:
-    """Read a state that `ModelState.save` wrote, bit for bit.
-
-    StateError: the file is missing, damaged (one flipped bit is enough), or not a state.
-    """
-    with outside_inference():
-        tensors, about = read_sealed(path, StateError)
-        tensors = {name: tensor.to("cpu" if device is None else device) for name, tensor in tensors.items()}
-    if about.get("format") != FORMAT:
-        raise StateError(f"{path}: a state in format {about.get('format')}; this hybridlm reads format {FORMAT}")
-    layers = [_restore(kind, f"layers.{i}", tensors) for i, kind in enumerate(about["kinds"])]
-    cursor = Cursor(tensors["position"], tensors["segment"], None, about["over"])
-    return ModelState(layers, cursor, about["max_length"], about["fingerprint"])
-
-
-def _collect(layer: Layer, prefix: str, tensors: dict[str, Tensor]) -> str | list:
-    """Gather a layer's tensors under its prefix; returns its kind, or a list of kinds for a tuple."""
-    if isinstance(layer, tuple):
-        return [_collect(part, f"{prefix}.{i}", tensors) for i, part in enumerate(layer)]
-    tensors.update({f"{prefix}.{name}": tensor for name, tensor in layer.tensors().items()})
-    return layer.kind
-
-
-def _restore(kind: str | list, prefix: str, tensors: dict[str, Tensor]) -> Layer:
-    if isinstance(kind, list):
-        return tuple(_restore(part, f"{prefix}.{i}", tensors) for i, part in enumerate(kind))
-    own = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] == prefix}
-    return mixers.get(kind).State(**own)
-
-
 # A mixer's state, or the states of mixers side by side; () for a layer that remembers nothing.
 Layer = LayerState | tuple
 
@@ -282,3 +252,33 @@ class ModelState:
         if bad:
             raise StateError(f"rows: {bad[0]} does not exist; the state has rows 0 to {self.batch - 1}")
         return index.to(torch.int64)
+
+
+def load_state(path: str | Path, *, device: torch.device | str | None = None) -> ModelState:
+    """Read a state that `ModelState.save` wrote, bit for bit.
+
+    StateError: the file is missing, damaged (one flipped bit is enough), or not a state.
+    """
+    with outside_inference():
+        tensors, about = read_sealed(path, StateError)
+        tensors = {name: tensor.to("cpu" if device is None else device) for name, tensor in tensors.items()}
+    if about.get("format") != FORMAT:
+        raise StateError(f"{path}: a state in format {about.get('format')}; this hybridlm reads format {FORMAT}")
+    layers = [_restore(kind, f"layers.{i}", tensors) for i, kind in enumerate(about["kinds"])]
+    cursor = Cursor(tensors["position"], tensors["segment"], None, about["over"])
+    return ModelState(layers, cursor, about["max_length"], about["fingerprint"])
+
+
+def _collect(layer: Layer, prefix: str, tensors: dict[str, Tensor]) -> str | list:
+    """Gather a layer's tensors under its prefix; returns its kind, or a list of kinds for a tuple."""
+    if isinstance(layer, tuple):
+        return [_collect(part, f"{prefix}.{i}", tensors) for i, part in enumerate(layer)]
+    tensors.update({f"{prefix}.{name}": tensor for name, tensor in layer.tensors().items()})
+    return layer.kind
+
+
+def _restore(kind: str | list, prefix: str, tensors: dict[str, Tensor]) -> Layer:
+    if isinstance(kind, list):
+        return tuple(_restore(part, f"{prefix}.{i}", tensors) for i, part in enumerate(kind))
+    own = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] == prefix}
+    return mixers.get(kind).State(**own)

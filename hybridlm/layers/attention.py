@@ -51,14 +51,15 @@ class Attention(Heads):
     ) -> tuple[Float[Tensor, "b t d"], KVState | None]:
         x, ctx = self.enter(x, state, ctx)
         q, k, v = self.project(x, ctx.positions)
-        if state is None or (ctx.past == 0 and ctx.document is None):
+        if state is None:
             y = self.attend_call(q, k, v, ctx)
         elif ctx.document is None:
             state = self.remember(state, k, v, ctx)
-            return self.merge(self.attend_cache(q, state, ctx)), state
+            y = self.attend_cache(q, state, ctx) if ctx.past else self.attend_call(q, k, v, ctx)
         else:
             y = self.attend_both(q, k, v, state, ctx)
-        return self.merge(y), state and self.remember(state, k, v, ctx)
+            state = self.remember(state, k, v, ctx)
+        return self.merge(y), state
 
     def remember(self, state: KVState, k: Tensor, v: Tensor, ctx: Context) -> KVState:
         """Write the last document's valid tokens to the slots of their positions."""

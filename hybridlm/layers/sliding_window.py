@@ -92,9 +92,8 @@ class SlidingWindow(Heads):
     def attend_both(self, q: Tensor, k: Tensor, v: Tensor, state: RingState, ctx: Context) -> Tensor:
         """[ring in order, call]: document 0 sees both, the documents that begin here only themselves."""
         ring, window = state.k.shape[1], self.config.window
-        stored = ctx.positions[:, :1] + torch.arange(
-            -ring, 0, device=q.device
-        )  # positions of the ring's keys, oldest first
+        ago = torch.arange(-ring, 0, device=q.device)
+        stored = ctx.positions[:, :1] + ago  # positions of the ring's keys, oldest first
         rows = torch.arange(q.shape[0], device=q.device)[:, None]
         k = torch.cat([state.k[rows, stored % ring].to(k.dtype), k], dim=1)
         v = torch.cat([state.v[rows, stored % ring].to(v.dtype), v], dim=1)

@@ -1,11 +1,14 @@
 """Every registered mixer against every law of state, in every dtype. There is no list of exceptions.
 
-C1 also holds the five built-in mixers to oracles written from the papers with plain loops (tests/oracles).
+C1 also holds the built-in mixers to oracles written from the papers with plain loops: tests/oracles/papers.py for the
+first five, and a file of its own, tests/oracles/NAME.py, for each later one. Such a file has `oracle(mixer, x)` and may
+have `VARIANTS`, {label: config}, other shapes of the mixer for which the laws must hold too.
 """
 
 from __future__ import annotations
 
 import functools
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,13 +18,17 @@ import torch
 from hybridlm.registry import mixers
 from hybridlm.testing import LAWS, Solo, require
 from hybridlm.testing.check import MAY_REFUSE, numbers
-from hybridlm.testing.knobs import set_step
+from hybridlm.testing.knobs import UNDECAYED, called, set_step
 from hybridlm.testing.script import Call, play
 from hybridlm.testing.subject import memory
 
-sys.path.insert(0, str(Path(__file__).parent / "oracles"))
+FOLDER = Path(__file__).parent / "oracles"
+sys.path.insert(0, str(FOLDER))
 
-from papers import ORACLES
+import papers
+
+PAGES = {name: runpy.run_path(FOLDER / f"{name}.py") for name in mixers.names() if (FOLDER / f"{name}.py").exists()}
+ORACLES = papers.ORACLES | {name: page["oracle"] for name, page in PAGES.items()}
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -37,6 +44,11 @@ VARIANTS = {
     "mamba2-groups-2": ("mamba2", {"d_state": 8, "head_dim": 8, "n_groups": 2, "chunk": 16, "d_conv": 3}),
     "mamba2-groups-h": ("mamba2", {"d_state": 6, "head_dim": 16, "n_groups": 4, "chunk": 5, "d_conv": 2}),
     "s4-64": ("s4", {"d_state": 64}),
+}
+VARIANTS |= {
+    f"{name}-{label}": (name, config)
+    for name, page in PAGES.items()
+    for label, config in page.get("VARIANTS", {}).items()
 }
 
 
@@ -125,6 +137,8 @@ def test_every_parameter_is_in_one_group_of_the_optimiser(mixer):
     held = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
     decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    spared = {name for name, settings in mixers.get(mixer).param_groups.items() if settings.get("weight_decay") == 0}
     for name, parameter in model.named_parameters():
-        matrix = name.endswith(("_proj.weight", "output_linear.weight", "lm_head.weight"))
-        assert (id(parameter) in decayed) == (matrix or name.endswith((".mixer.C", "conv1d.weight"))), name
+        matrix = parameter.ndim >= 2 and name != "embed.weight" and not called(name, tuple(spared))
+        assert (id(parameter) in decayed) == matrix, name
+        assert not (matrix and called(name, UNDECAYED)), name

@@ -26,7 +26,7 @@ TEXT = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in MI
 MLPS = (FOLDER / "mlps.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", MLPS, re.DOTALL | re.MULTILINE))
 TEXT |= {name: SECTIONS[name] for name in PARTS}
-SWITCHES = {"attention": "qk_norm", "sliding_window": "qk_norm", "mamba": "bcdt_norm"}  # adds rows to the parameters
+NAMED = {"s4": {"Lambda": legs_dplr(64)[0], "P": legs_dplr(64)[1], "B": legs_dplr(64)[2]}}  # initial values with a name
 DRAWN = 100_000
 
 
@@ -121,14 +121,11 @@ def test_config_table(name, d):
 @pytest.mark.parametrize("name", TEXT)
 def test_parameter_table(name, switched):
     """Every parameter: its shape, its group in the optimiser, and how its first values are distributed."""
-    switch = SWITCHES.get(name)
-    if switched and switch is None:
-        assert "with `" not in TEXT[name]
-        return
     part, d = _part(name), 1024
-    config = part.Config(**{switch: True} if switched else {}).resolve(d)
+    switches = {row[0].split("`")[3] for row in _table(name, "name") if " with " in row[0]}
+    config = part.Config(**dict.fromkeys(switches, switched)).resolve(d)
     module = part(config, d)
-    letters = _letters(name, config, d, **_legs(name))
+    letters = _letters(name, config, d, **NAMED.get(name, {}))
     rows = [row for row in _table(name, "name") if " with " not in row[0] or getattr(config, row[0].split("`")[3])]
     parameters = dict(module.named_parameters())
     assert sorted(_code(row[0]) for row in rows) == sorted(parameters)
@@ -139,10 +136,6 @@ def test_parameter_table(name, switched):
         assert group == groups[_code(title)], title
         letters["i"] = torch.arange(parameter.shape[-1], dtype=torch.float64)
         _assert_drawn_from(parameter.detach().double(), _value(_code(initial), letters), title)
-
-
-def _legs(name: str) -> dict:
-    return dict(zip(["Lambda", "P", "B"], legs_dplr(64), strict=True)) if name == "s4" else {}
 
 
 def _shape(cell: str, letters: dict) -> tuple[int, ...]:

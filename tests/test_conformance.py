@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,8 @@ from hybridlm.testing.script import Call, play
 from hybridlm.testing.subject import memory
 
 FOLDER = Path(__file__).parent / "oracles"
-sys.path.insert(0, str(FOLDER))
-
-import papers
-
 PAGES = {name: runpy.run_path(FOLDER / f"{name}.py") for name in mixers.names() if (FOLDER / f"{name}.py").exists()}
-ORACLES = papers.ORACLES | {name: page["oracle"] for name, page in PAGES.items()}
+ORACLES = runpy.run_path(FOLDER / "papers.py")["ORACLES"] | {name: page["oracle"] for name, page in PAGES.items()}
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 

@@ -47,10 +47,10 @@ class ShortConv(nn.Module):
         )
 
 
-def short_conv_cost(channels: int, kernel: int) -> Cost:
-    """Scan FLOPs: k products and k sums, the bias among them, a channel and token."""
+def short_conv_cost(channels: int, kernel: int, *, bias: bool = True) -> Cost:
+    """Scan FLOPs: k products and k - 1 sums, one more with a bias, a channel and token."""
     return Cost(
-        channels * (kernel + 1),
-        lambda tokens, past: Flops(scan=2 * tokens * channels * kernel),
+        channels * (kernel + bias),
+        lambda tokens, past: Flops(scan=tokens * channels * (2 * kernel - 1 + bias)),
         lambda max_length, itemsize: StateBytes(ssm=channels * (kernel - 1) * itemsize),
     )

@@ -86,8 +86,11 @@ class Block(nn.Module):
             y, state = (mixer or self.mixer)(self.norm(x), state, ctx)
             x = x + self.dropout(y)
         if self.mlp is not None:
-            x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+            x = x + self.dropout(self._mlp(self.mlp_norm(x), ctx))
         return x, state
+
+    def _mlp(self, x: Tensor, ctx: Context) -> Tensor:
+        return self.mlp(x, ctx) if getattr(self.mlp, "reads_context", False) else self.mlp(x)
 
 
 class SharedBlock(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from hybridlm.errors import SpecError, StateError
 from hybridlm.layers import init
 from hybridlm.layers.init import Streams
 from hybridlm.layers.norm import norm_class
+from hybridlm.layers.router import RouterRecord
 from hybridlm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from hybridlm.state import Layer, ModelState, leaves
 
@@ -26,11 +27,20 @@ LOGITS_AT_ONCE = 1 << 25  # how many logits the loss holds at a time
 
 @dataclass
 class Output:
-    """logits (b, t, vocab), or None where a loss was asked for; the next state, if one was given; the loss."""
+    """What a call gives.
+
+    logits:        (b, t, vocab), or None where a loss was asked for.
+    state:         the next state, if one was given.
+    loss:          what training minimises: the cross entropy and, in training mode, what balanced routers ask for.
+    cross_entropy: the mean over the targets, in nats, in any mode.
+    router:        one record for every layer with a mixture of experts, where a loss was asked for.
+    """
 
     logits: Tensor | None
     state: ModelState | None = None
     loss: Tensor | None = None
+    cross_entropy: Tensor | None = None
+    router: tuple[RouterRecord, ...] = ()
 
 
 class HybridLM(nn.Module):
@@ -73,10 +83,13 @@ class HybridLM(nn.Module):
         dtype or range. Either is raised before the state changes.
         """
         check_call(self.spec, ids, state, valid, segment_ids, targets)
-        x, state = self._read(ids, state, valid, segment_ids)
+        journal = None if targets is None else []
+        x, state = self._read(ids, state, valid, segment_ids, journal)
         if targets is None:
             return Output(self.logits(x), state)
-        return Output(None, state, self._loss(x, targets, valid))
+        entropy = self._loss(x, targets, valid)
+        balance = [record.balance for record in journal] if self.training else []
+        return Output(None, state, sum(balance, entropy), entropy, tuple(journal))
 
     def hidden(
         self,
@@ -91,15 +104,22 @@ class HybridLM(nn.Module):
         return self._read(ids, state, valid, segment_ids)
 
     def _read(
-        self, ids: Tensor, state: ModelState | None, valid: Tensor | None, segment_ids: Tensor | None
+        self,
+        ids: Tensor,
+        state: ModelState | None,
+        valid: Tensor | None,
+        segment_ids: Tensor | None,
+        journal: list[RouterRecord] | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         segment_ids = None if segment_ids is None else segment_ids.long()
         ctx = Context.of(ids, valid, segment_ids) if state is None else state.open(ids, valid, segment_ids)
+        ctx = replace(ctx, journal=journal)
         x = self._embed(ctx.align(ids.long()), ctx)
         layers: list[Layer] = []
         for i, block in enumerate(self.blocks):
             x, layer = block(x, None if state is None else state.layers[i], ctx)
             layers.append(layer)
+            _sign(journal, i)
         return ctx.restore(self.final_norm(x)), state and state.next(layers)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -176,6 +196,13 @@ class HybridLM(nn.Module):
         writes = sum(block.writes for block in self.blocks)
         for projection in writers:
             projection.weight.mul_(writes**-0.5)
+
+
+def _sign(journal: list[RouterRecord] | None, layer: int) -> None:
+    """Write the layer's index into the records that it has just added."""
+    for at, record in enumerate(journal or ()):
+        if record.layer is None:
+            journal[at] = replace(record, layer=layer)
 
 
 def _residual_projections(module: nn.Module) -> tuple[str, ...]:

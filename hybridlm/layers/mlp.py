@@ -39,10 +39,15 @@ class PlainConfig:
 
 
 class MLP(nn.Module):
-    """The contract of an MLP; see Mixer for the class constants."""
+    """The contract of an MLP; see Mixer for the class constants.
+
+    One with `reads_context` is called `mlp(x, ctx)`: it may look at what is known of the tokens beside x, and write to
+    `ctx.journal`.
+    """
 
     Config: ClassVar[type]
     residual_projections: ClassVar[tuple[str, ...]] = ("down_proj",)
+    reads_context: ClassVar[bool] = False
     gated: ClassVar[bool] = False
 
     def __init__(self, config, d_model: int):

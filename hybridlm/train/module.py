@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from hybridlm.compose.build import build
+from hybridlm.compose.model import Output
 from hybridlm.errors import CheckpointError, DataError, SpecError
+from hybridlm.layers.router import RouterRecord
 from hybridlm.resources import find_config
 from hybridlm.train.data import IGNORED, Batch, TextData
 from hybridlm.train.metrics import TokenScore, bits_per_byte
@@ -70,22 +72,29 @@ class LitHybridLM(pl.LightningModule):
         data = self.trainer.datamodule
         return data.bytes_per_token if isinstance(data, TextData) else None
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean NLL in nats over the batch's targets."""
-        return self.model(batch["ids"], segment_ids=batch.get("segment_ids"), targets=batch["targets"]).loss
+    def read(self, batch: Batch) -> Output:
+        """The model's losses on the batch."""
+        return self.model(batch["ids"], segment_ids=batch.get("segment_ids"), targets=batch["targets"])
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One micro-batch. Logs train_loss, train_bpb and lr."""
-        loss = self.loss(batch)
-        self.log("train_loss", loss.detach(), prog_bar=True)
+    def loss(self, batch: Batch) -> Tensor:
+        """What training minimises: mean NLL in nats over the batch's targets and, in training, balance losses."""
+        return self.read(batch).loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One micro-batch. Logs train_loss and train_bpb, of the cross entropy alone; lr; what the routers did."""
+        out = self.read(batch)
+        nll = out.cross_entropy.detach()
+        self.log("train_loss", nll, prog_bar=True)
         if self.bytes_per_token is not None:
-            self.log("train_bpb", bits_per_byte(loss.detach(), self.bytes_per_token), prog_bar=True)
+            self.log("train_bpb", bits_per_byte(nll, self.bytes_per_token), prog_bar=True)
         self.log("lr", self.optimizers().param_groups[0]["lr"])
-        return loss
+        for record in out.router:
+            self.log_dict(_router_measures(record))
+        return {"loss": out.loss, "cross_entropy": nll}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds to the token-weighted score."""
-        self.score.update(self.loss(batch), batch["targets"])
+        self.score.update(self.read(batch).cross_entropy, batch["targets"])
 
     def on_validation_epoch_end(self) -> None:
         """Logs val_loss, val_ppl and val_bpb."""
@@ -130,6 +139,12 @@ class LitHybridLM(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another model, naming every difference."""
         require_same_spec(checkpoint.get("spec", {}), self, _shapes(checkpoint["state_dict"]))
+
+
+def _router_measures(record: RouterRecord) -> dict[str, Tensor]:
+    """What is logged of the mixture of experts of a layer: how uneven it is, how sure, and what that costs."""
+    measures = {"overload": record.overload, "entropy": record.entropy, "balance_loss": record.balance}
+    return {f"router/layer_{record.layer}_{name}": value.detach() for name, value in measures.items()}
 
 
 def require_same_spec(spec: dict, module: LitHybridLM, shapes: dict[str, object] | None = None) -> None:

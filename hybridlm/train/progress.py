@@ -172,7 +172,7 @@ class LossCurve(Callback):
         step = trainer.global_step
         new = not self._train or self._train[-1][0] < step
         if new and (step % trainer.log_every_n_steps == 0 or step == 1):
-            self._train.append((step, float(outputs["loss"]) * trainer.accumulate_grad_batches))
+            self._train.append((step, float(outputs["cross_entropy"])))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A point of the other curve, and a new picture."""

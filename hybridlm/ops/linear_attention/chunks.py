@@ -1,0 +1,69 @@
+"""What the chunked recurrences have in common: folding time into chunks, decays inside a chunk, states between chunks.
+
+Letters: z chunks, i and j places in a chunk (a later and an earlier one), c places of a chunk.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def fold(v: Tensor, size: int) -> Tensor:
+    """(b, t, ...) -> (b, z, size, ...), the last chunk filled up with zeros."""
+    missing = -v.shape[1] % size
+    fill = v.new_zeros(v.shape[0], missing, *v.shape[2:])
+    return rearrange(torch.cat([v, fill], dim=1), "b (z c) ... -> b z c ...", c=size)
+
+
+def forget_between(decay: Tensor, document: Tensor | None) -> Tensor:
+    """decay (b, t, ...) with -inf, of which exp leaves nothing, at the first token of each document. 0: the state's."""
+    if document is None:
+        return decay
+    begins = document != F.pad(document[:, :-1], (1, 0))
+    return torch.where(begins.reshape(begins.shape + (1,) * (decay.ndim - 2)), -math.inf, decay)
+
+
+class Decays(NamedTuple):
+    """What is left of a state: exp of sums of decays, one number a head."""
+
+    within: Tensor  # from after place j to after place i, (..., i, j), 0 for i < j
+    since_start: Tensor  # from the chunk's start to after i, (..., i)
+    until_end: Tensor  # from after j to the chunk's end, (..., j)
+    through: Tensor  # over a whole chunk, (...)
+
+
+def decays(v: Tensor) -> Decays:
+    """v (..., c): the logarithm of the decay at each place of a chunk."""
+    within, since_start = decay_mask(v), v.cumsum(-1).exp()
+    return Decays(within, since_start, within[..., -1, :], since_start[..., -1])
+
+
+def decay_mask(v: Tensor) -> Tensor:
+    """1-semiseparable (Dao and Gu 2024, section 2.2): (..., c) -> (..., i, j), exp(v_{j+1} + ... + v_i), 0 for i < j.
+
+    Cut in half, it has the masks of the halves on its diagonal and below them an outer product: what is left at the end
+    of the first half, and from the start of the second. Every sum stands for itself: the difference of two long running
+    sums would have lost the digits of a short one.
+    """
+    c = v.shape[-1]
+    if c % 2 or c <= 8:
+        below = torch.ones(c, c, dtype=torch.bool, device=v.device).tril(-1)
+        return v[..., None].masked_fill(~below, 0).cumsum(-2).exp().tril()
+    halves = rearrange(v, "... (two c) -> two ... c", two=2)
+    first, second = decay_mask(halves)
+    until_end, since_start = first[..., -1, :], halves[1].cumsum(-1).exp()
+    corner = since_start[..., :, None] * until_end[..., None, :]
+    return torch.cat([F.pad(first, (0, c // 2)), torch.cat([corner, second], dim=-1)], dim=-2)
+
+
+def pass_on(S: Tensor, through: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """From chunk to chunk: through, added (b, z, ...), S (b, ...) -> the state before each chunk, and after the last."""
+    before = []
+    for decay, more in zip(through.unbind(1), added.unbind(1), strict=True):
+        before.append(S)
+        S = torch.addcmul(more, decay, S)
+    return torch.stack(before, dim=1), S

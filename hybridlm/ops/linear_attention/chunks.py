@@ -61,7 +61,7 @@ def decay_mask(v: Tensor) -> Tensor:
 
 
 def pass_on(S: Tensor, through: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-    """From chunk to chunk: through, added (b, z, ...), S (b, ...) -> the state before each chunk, and after the last."""
+    """Chunk by chunk: S (b, ...), through and added (b, z, ...) -> S before each chunk, and after the last."""
     before = []
     for decay, more in zip(through.unbind(1), added.unbind(1), strict=True):
         before.append(S)

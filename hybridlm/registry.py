@@ -145,6 +145,7 @@ mlps: Registry = Registry(
     "hybridlm.mlps",
     {
         "swiglu": "hybridlm.layers.mlp:SwiGLU",
+        "geglu": "hybridlm.layers.mlp:GEGLU",
         "gelu": "hybridlm.layers.mlp:GELU",
         "relu2": "hybridlm.layers.mlp:ReLU2",
     },

@@ -85,6 +85,16 @@ class SwiGLU(MLP):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class GEGLU(MLP):
+    """gelu(x G) * (x U), projected back. Shazeer 2020, eq. 6."""
+
+    Config = GatedConfig
+    gated = True
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        return self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
+
+
 class GELU(MLP):
     """gelu(x U), projected back. Hendrycks and Gimpel 2016; Vaswani et al. 2017, section 3.3."""
 

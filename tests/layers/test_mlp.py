@@ -19,6 +19,7 @@ def test_every_mlp_is_its_formula(name):
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     up = x @ mlp.up_proj.weight.T
     hidden = {
+        "geglu": lambda: up * F.gelu(x @ mlp.gate_proj.weight.T),
         "gelu": lambda: up * 0.5 * (1 + torch.erf(up / 2**0.5)),
         "relu2": lambda: up.clamp(min=0) ** 2,
         "swiglu": lambda: up * F.silu(x @ mlp.gate_proj.weight.T),

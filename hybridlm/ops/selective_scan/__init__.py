@@ -21,11 +21,13 @@ def selective_scan(
     *,
     state: Float[Tensor, "b d n"] | None = None,
     document: Int[Tensor, "b t"] | None = None,
+    zoh: bool = False,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"]]:
     """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,  y_t = C_t . h_t + D x_t, channel by channel: (y, last h).
 
     Gu and Dao 2023, eq. 2a and 2b, Algorithm 2; the input is discretised by Euler (B-bar = dt B), as in their code.
+    zoh: by the exact zero-order hold of eq. 4 instead, B-bar = (exp(dt A) - 1) / A B.
     dt: step sizes >= 0, softplus already applied; dt = 0 holds the state, which is how pads are passed over.
     A: negative. state: h before the first token (zero if None). document: non-decreasing along t; 0 continues the
     state, and h starts from zero wherever the number changes.
@@ -33,4 +35,4 @@ def selective_scan(
     """
     run = resolve("selective_scan", backend, {"reference": reference.selective_scan})
     with torch.autocast(x.device.type, enabled=False):
-        return run(x, dt, A, B, C, D, state, document)
+        return run(x, dt, A, B, C, D, state, document, zoh)

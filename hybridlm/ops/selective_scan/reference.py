@@ -19,6 +19,7 @@ from torch import Tensor
 CHUNK = 16
 BLOCK = 2**18  # 1 MB in float32
 FEWEST = 4  # chunks of a block, however large: Python never steps token by token
+NEAR, TERMS = 0.25, {torch.float64: 12, torch.float32: 7}  # the series of _phi_slope: where, and terms to be exact
 
 
 def selective_scan(
@@ -30,19 +31,24 @@ def selective_scan(
     D: Tensor | None,
     state: Tensor | None,
     document: Tensor | None,
+    zoh: bool,
 ) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
     u, dt, A, B, C = x.to(wide), dt.to(wide), A.to(wide), B.to(wide), C.to(wide)
     h = u.new_zeros(u.shape[0], *A.shape) if state is None else state.to(wide)
     begins = None if document is None else document != F.pad(document[:, :-1], (1, 0))
-    drive, h = Drive(dt * u, dt, A.T, B, C, begins), h.transpose(1, 2)
+    drive, h = Drive(u if zoh else dt * u, dt, A.T, B, C, begins, zoh), h.transpose(1, 2)
     y, h = _step(drive, h) if x.shape[1] == 1 else _scan(drive, h)
     y = y if D is None else y + D.to(wide) * u
     return y.to(x.dtype), h.transpose(1, 2)
 
 
 class Drive(NamedTuple):
-    """All that moves the state: u = dt x, dt (..., d), A (n, d), B, C (..., n), and where a document begins (...)."""
+    """All that moves the state: u, dt (..., d), A (n, d), B, C (..., n), and where a document begins (...).
+
+    u is dt x under Euler's rule, where all N states of a channel are driven alike; under zero-order hold it is x, and
+    `hold` differs from state to state.
+    """
 
     u: Tensor
     dt: Tensor
@@ -50,10 +56,11 @@ class Drive(NamedTuple):
     B: Tensor
     C: Tensor
     begins: Tensor | None
+    zoh: bool
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with everything changed that has a time axis."""
-        u, dt, B, C, begins = (None if v is None else change(v) for v in (*self[:2], *self[3:]))
+        u, dt, B, C, begins = (None if v is None else change(v) for v in (*self[:2], *self[3:6]))
         return self._replace(u=u, dt=dt, B=B, C=C, begins=begins)
 
     def decay(self) -> Tensor:
@@ -61,9 +68,14 @@ class Drive(NamedTuple):
         decay = torch.exp(self.dt.unsqueeze(-2) * self.A)
         return decay if self.begins is None else decay.masked_fill(self.begins[..., None, None], 0)
 
+    def hold(self) -> Tensor:
+        """(exp(dt A) - 1) / A, eq. 4: what a constant input of 1 leaves behind after a step."""
+        return torch.expm1(self.dt.unsqueeze(-2) * self.A) / self.A
+
     def advance(self, h: Tensor) -> Tensor:
-        """Eq. 2a: h after a token from h before it, A-bar h + B dt x."""
-        return torch.addcmul(self.decay() * h, self.B.unsqueeze(-1), self.u.unsqueeze(-2))
+        """Eq. 2a: h after a token from h before it, A-bar h + B-bar x."""
+        B = self.B.unsqueeze(-1)
+        return torch.addcmul(self.decay() * h, B * self.hold() if self.zoh else B, self.u.unsqueeze(-2))
 
     def read(self, h: Tensor) -> Tensor:
         """Eq. 2b: y = C h."""
@@ -72,6 +84,11 @@ class Drive(NamedTuple):
     def meet(self, g: Tensor, dy: Tensor) -> Tensor:
         """The adjoint of h as `read` sees it: what comes from later tokens, g, and what comes from y."""
         return torch.addcmul(g, self.C.unsqueeze(-1), dy.unsqueeze(-2))
+
+    def pull_hold(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The adjoints of A (..., n, d) and dt (..., d) that come from `hold`, g being that of h."""
+        z, g = self.dt.unsqueeze(-2) * self.A, g * self.B.unsqueeze(-1) * self.u.unsqueeze(-2)
+        return g * self.dt.square().unsqueeze(-2) * _phi_slope(z), (g * torch.exp(z)).sum(-2)
 
 
 def _step(drive: Drive, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,24 +111,34 @@ def _scan(drive: Drive, h: Tensor) -> tuple[Tensor, Tensor]:
     return rearrange(y, "c b z d -> b (z c) d")[:, :t], h
 
 
+def _phi_slope(z: Tensor) -> Tensor:
+    """The derivative of (e^z - 1) / z for z <= 0; near 0, where the quotient loses digits, by its Taylor series."""
+    near, series = z.clamp(min=-NEAR), torch.zeros_like(z)
+    for k in reversed(range(TERMS[z.dtype])):
+        series = series * near / (k + 1) + 1 / (k + 2)  # sum of z^k / (k! (k + 2)), Horner's way
+    far = z.clamp(max=-NEAR)
+    return torch.where(z < -NEAR, (torch.exp(far) - torch.expm1(far) / far) / far, series)
+
+
 class _Scan(torch.autograd.Function):
     """(drive folded into chunks, h before the first) -> y, h after the last, h before every chunk."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(*inputs: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
         return _run(Drive(*inputs[:-1]), inputs[-1])
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple) -> None:
         ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(*inputs, output[2])
+        *drive, ctx.zoh, h = inputs
+        ctx.save_for_backward(*drive, h, output[2])
 
     @staticmethod
     def backward(ctx, dy: Tensor, g: Tensor, _) -> tuple[Tensor | None, ...]:
         *drive, h, starts = ctx.saved_tensors
-        drive, dA, parts = Drive(*drive), 0, []
+        drive, dA, parts = Drive(*drive, ctx.zoh), 0, []
         if torch.is_grad_enabled():  # second derivatives flow through the starts too, so they are computed again
             _, _, starts = _run(drive, h)
         for z in reversed(_blocks(drive)):
@@ -120,7 +147,7 @@ class _Scan(torch.autograd.Function):
             dA = dA + block_dA
             parts.append(rest)
         du, ddt, dB, dC = (torch.cat(part[::-1], dim=2) for part in zip(*parts, strict=True))
-        return du, ddt, dA, dB, dC, None, g
+        return du, ddt, dA, dB, dC, None, None, g
 
 
 def _run(drive: Drive, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,13 +179,17 @@ def _pull_back(drive: Drive, h: Tensor, dy: Tensor, g: Tensor) -> tuple[Tensor, 
     dA, gradients = torch.zeros_like(g), []
     for place, dy_i, before, after in reversed(list(zip(places, dy, hs[:-1], hs[1:], strict=True))):
         g = place.meet(g, dy_i)
-        du = (place.B.unsqueeze(-2) @ g).squeeze(-2)
-        dB = (g @ place.u.unsqueeze(-1)).squeeze(-1)
+        written = g * place.hold() if drive.zoh else g  # the adjoint of B u
+        held = place.pull_hold(g) if drive.zoh else None
+        du = (place.B.unsqueeze(-2) @ written).squeeze(-2)
+        dB = (written @ place.u.unsqueeze(-1)).squeeze(-1)
         dC = (after @ dy_i.unsqueeze(-1)).squeeze(-1)
         g = place.decay() * g
         rate = g * before  # dL / d(dt A)
-        dA = torch.addcmul(dA, rate, place.dt.unsqueeze(-2))
-        gradients.append((du, (rate * place.A).sum(-2), dB, dC))
+        dA, ddt = torch.addcmul(dA, rate, place.dt.unsqueeze(-2)), (rate * place.A).sum(-2)
+        if held is not None:
+            dA, ddt = dA + held[0], ddt + held[1]
+        gradients.append((du, ddt, dB, dC))
     return g[:, 0], dA.sum((0, 1)), [torch.stack(part[::-1]) for part in zip(*gradients, strict=True)]
 
 
@@ -203,11 +234,12 @@ def _pass_on(h: Tensor, decay: Tensor, local: Tensor) -> Tensor:
     return torch.stack(states, dim=1)
 
 
-def scan_flops(t: int, d: int, n: int) -> tuple[int, int]:
+def scan_flops(t: int, d: int, n: int, zoh: bool = False) -> tuple[int, int]:
     """(matrix products, elementwise recurrence) of t tokens of one row; exponentials are not counted.
 
     matrix products: C h, 2 n a channel, the last chunk filled up. recurrence: 4 n (dt A, fade, write, add) and 3
     (dt x, D x, add) a channel, once for each token; the first run over the chunks is the price of speed, not of the op.
+    Zero-order hold divides by A and multiplies B state by state, and dt and x not at all: 2 n - 1 more a channel.
     """
     size = min(CHUNK, t)
-    return 2 * -(-t // size) * size * d * n, t * d * (4 * n + 3)
+    return 2 * -(-t // size) * size * d * n, t * d * (4 * n + 3 + (2 * n - 1) * zoh)

@@ -15,7 +15,7 @@ import torch
 
 import hybridlm as hl
 from hybridlm.checks import largest_divisor
-from hybridlm.ops.ssm_kernel import legs_dplr
+from hybridlm.ops.hippo import dplr
 from hybridlm.registry import mixers, mlps
 from hybridlm.train.optim import parameter_groups
 
@@ -26,7 +26,7 @@ TEXT = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in MI
 MLPS = (FOLDER / "mlps.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", MLPS, re.DOTALL | re.MULTILINE))
 TEXT |= {name: SECTIONS[name] for name in PARTS}
-NAMED = {"s4": {"Lambda": legs_dplr(64)[0], "P": legs_dplr(64)[1], "B": legs_dplr(64)[2]}}  # initial values with a name
+NAMED = {"s4": dict(zip(("Lambda", "P", "B"), dplr("legs", 64), strict=True))}  # initial values with a name
 DRAWN = 100_000
 
 

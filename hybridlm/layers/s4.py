@@ -25,7 +25,8 @@ from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer, state_dtype
-from hybridlm.ops.ssm_kernel import legs_dplr, s4_flops, s4_scan
+from hybridlm.ops.hippo import dplr
+from hybridlm.ops.ssm_kernel import s4_flops, s4_scan
 from hybridlm.state import LayerState
 
 
@@ -88,7 +89,7 @@ class S4(Mixer):
     def reset_parameters(self, streams: Streams | None = None) -> None:
         """The same A, B for every channel; C, D and dt of its own."""
         streams = streams or Streams.drawn()
-        Lambda, P, B = (x.expand_as(self.B) for x in legs_dplr(self.config.d_state))
+        Lambda, P, B = (x.expand_as(self.B) for x in dplr("legs", self.config.d_state))
         init.fill(self.log_A_real, torch.log(-Lambda[..., 0]))  # Re(Lambda) = -exp(.) stays negative
         init.fill(self.A_imag, Lambda[..., 1])
         init.fill(self.P, P)

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.errors import UnsupportedError
-from hybridlm.ops.ssm_kernel import legs, legs_dplr, s4_flops, s4_kernel, s4_scan
+from hybridlm.ops.hippo import dplr
+from hybridlm.ops.ssm_kernel import s4_flops, s4_kernel, s4_scan
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 NAMES = ("Lambda", "P", "B", "C", "D", "dt")
@@ -48,7 +49,7 @@ def full(x):
 def hippo(d=4, n=64, dtype=torch.float64, seed=0):
     """Parameters as at the start of training: keyword arguments of s4_scan."""
     g = torch.Generator().manual_seed(seed)
-    Lambda, P, B = (x.expand(d, -1, -1) for x in legs_dplr(n))
+    Lambda, P, B = (x.expand(d, -1, -1) for x in dplr("legs", n))
     C, D = torch.randn(d, n // 2, 2, generator=g), torch.randn(d, generator=g)
     dt = torch.logspace(-3, -1, d, dtype=torch.float64)
     values = (x.to(dtype) for x in (Lambda, P, B, C, D, dt))
@@ -77,43 +78,6 @@ def check(y, expected, limit):
     error, scale = (y.double() - expected).square(), expected.square().mean()
     assert error.mean().sqrt() <= limit * scale.sqrt()
     assert error.transpose(0, 1).flatten(1).mean(dim=1).max().sqrt() <= 10 * limit * scale.sqrt()
-
-
-# ---------------------------------------------------------------------------------------------------------------- HiPPO
-def test_legs_is_the_published_matrix():
-    A, B = legs(3)
-    a, b, c = 3**0.5, 5**0.5, 15**0.5
-    torch.testing.assert_close(A, torch.tensor([[-1, 0, 0], [-a, -2, 0], [-b, -c, -3]], dtype=torch.float64))
-    torch.testing.assert_close(B, torch.tensor([1, a, b], dtype=torch.float64))
-
-
-def test_legs_is_normal_plus_low_rank():
-    A, B = legs(64)
-    P = B / 2**0.5
-    skew = A + torch.outer(P, P) + torch.eye(64) / 2
-    assert (skew + skew.T).abs().max() < 1e-13
-    Lambda, _, _ = legs_dplr(64)
-    assert (Lambda[:, 0] == -0.5).all()
-    assert Lambda[-1, 1] == pytest.approx(1303.27, abs=0.005)
-    assert (Lambda[:, 1] > 0).all()
-    assert (Lambda[:, 1].diff() > 0).all()
-
-
-def test_legs_eigenvalues_at_a_size_where_they_are_defined():
-    A, _ = legs(8)
-    torch.testing.assert_close(torch.linalg.eigvals(A).real.sort().values, -torch.arange(8.0, 0, -1).double())
-
-
-def test_dplr_is_legs_in_another_basis():
-    """The moments B^T A^k B belong to no basis, and tell every A and B apart."""
-    A, B = legs(8)
-    Lambda, P, b = (full(x[None])[0] for x in legs_dplr(8))
-    a = np.diag(Lambda) - np.outer(P, P.conj())
-    left, right = b.conj(), B
-    for _ in range(6):
-        assert (left @ b).real == pytest.approx((right @ B).item(), rel=1e-12)
-        left, right = left @ a, right @ A
-    np.testing.assert_allclose(np.sort(np.linalg.eigvals(a).real), -np.arange(8.0, 0, -1), atol=1e-9)
 
 
 # ------------------------------------------------------------------------------------- convolution = recurrence = dense

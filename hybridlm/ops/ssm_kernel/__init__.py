@@ -6,9 +6,8 @@ from torch import Tensor
 from hybridlm.ops.backend import resolve
 from hybridlm.ops.ssm_kernel import reference
 from hybridlm.ops.ssm_kernel.flops import s4_flops
-from hybridlm.ops.ssm_kernel.hippo import legs, legs_dplr
 
-__all__ = ["legs", "legs_dplr", "s4_flops", "s4_kernel", "s4_scan"]
+__all__ = ["s4_flops", "s4_kernel", "s4_scan"]
 
 Pairs = Float[Tensor, "d n 2"]
 

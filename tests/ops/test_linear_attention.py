@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from hybridlm.ops.linear_attention import linear_attention
+from hybridlm.ops.linear_attention import linear_attention, linear_attention_flops
 from tests.oracles.fla_naive import naive
 
 LENGTHS = [1, 2, 63, 64, 65, 130]
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
-KINDS = ["none", "head"]
+KINDS = ["none", "head", "channel"]
 
 
 def oracle(q, k, v, decay, state=None, document=None):
@@ -23,8 +25,9 @@ def oracle(q, k, v, decay, state=None, document=None):
         for i in range(t):
             if document is not None and int(document[row, i]) != current:
                 current, S[row, head] = int(document[row, i]), 0
-            if decay is not None:
-                S[row, head] *= np.exp(decay[row, i, head].detach().double().numpy())
+            if decay is not None:  # a number of the head, or a row of numbers of the group, one a column of S
+                mine = decay[row, i, head] if decay.ndim == 3 else decay[row, i, group]
+                S[row, head] *= np.exp(mine.detach().double().numpy())
             S[row, head] += np.outer(v[row, i, head], k[row, i, group])
             y[row, i, head] = S[row, head] @ q[row, i, group]
     return torch.from_numpy(y), torch.from_numpy(S)
@@ -32,7 +35,8 @@ def oracle(q, k, v, decay, state=None, document=None):
 
 def inputs(t, kind="head", b=3, h=4, p=3, g=2, n=5, dtype=torch.float64):
     q, k, v = torch.randn(b, t, g, n), torch.randn(b, t, g, n), torch.randn(b, t, h, p)
-    decay = {"none": None, "head": -torch.exp(torch.empty(b, t, h).uniform_(-7, 2))}[kind]
+    shape = {"head": (b, t, h), "channel": (b, t, g, n)}
+    decay = None if kind == "none" else -torch.exp(torch.empty(shape[kind]).uniform_(-7, 2))
     return [x if x is None else x.to(dtype) for x in (q, k, v, decay)]
 
 
@@ -174,6 +178,29 @@ def test_a_short_memory_next_to_a_long_one(kind):
     assert error(y[:, 6:], true[:, 6:]) < LIMIT[torch.float32]
 
 
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_a_decay_is_forgotten_in_place(kind):
+    """A decay of -inf, as the strongest there is, empties the state and leaves no NaN in any gradient."""
+    q, k, v, decay = inputs(40, kind)
+    decay[:, 13] = -torch.inf
+    leaves = [x.requires_grad_() for x in (q, k, v, decay)]
+    y, S = linear_attention(*leaves, chunk=16)
+    alone, last = linear_attention(*(x[:, 13:] for x in leaves), chunk=16)
+    assert error(y[:, 13:], alone) < 1e-12
+    assert error(S, last) < 1e-12
+    assert all(x.isfinite().all() for x in torch.autograd.grad(y.sum() + S.sum(), leaves))
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_long_memory(kind):
+    """A decay of -1e-3 over 16k tokens."""
+    one = torch.ones(1, 16384, 1, 1)
+    decay = torch.full((1, 16384, 1) if kind == "head" else (1, 16384, 1, 1), -1e-3)
+    _, S = linear_attention(one, one, one, decay)
+    rate = np.exp(np.float64(np.float32(-1e-3)))
+    assert abs(S.item() / ((1 - rate**16384) / (1 - rate)) - 1) < 1e-5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_keeps_a_float32_state(kind):
     args = inputs(130, kind, dtype=torch.bfloat16)
@@ -194,10 +221,35 @@ def test_autocast_changes_nothing(t, kind):
     assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
 
 
+class Counter(TorchDispatchMode):
+    """Products and sums of tensors that PyTorch executes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        self.count += {"mul": 1, "add": 1, "addcmul": 2}.get(name, 0) * getattr(out, "numel", int)()
+        self.count += args[0].numel() if name == "sum" else 0
+        return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("t", [1, 2, 33, 64, 130])
+def test_flops_are_what_runs(t, kind):
+    """Matrix products of all kinds; products and sums where no running sum is among them, which has another name."""
+    args = inputs(t, kind, b=1)
+    with torch.no_grad(), FlopCounterMode(display=False) as products, Counter() as rest:
+        linear_attention(*args, state=torch.zeros(1, 4, 3, 5).double(), chunk=32)
+    matmul, scan = linear_attention_flops(t, 4, 3, 2, 5, 32, by_channel=kind == "channel")
+    assert products.get_total_flops() == matmul
+    assert rest.count == scan or (t > 1 and kind != "channel")
+
+
 # -------------------------------------------------------------------------------------------- flash-linear-attention
 THEIRS = {
     "none": lambda q, k, v, decay, S: naive("linear_attn").naive_recurrent_linear_attn(q, k, v, 1.0, S, True),
     "head": lambda q, k, v, decay, S: naive("simple_gla").naive_recurrent_simple_gla(q, k, v, decay, 1.0, S),
+    "channel": lambda q, k, v, decay, S: naive("gla").naive_recurrent_gla(q * q.shape[-1] ** 0.5, k, v, decay, S, True),
 }
 
 

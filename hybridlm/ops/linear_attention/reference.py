@@ -2,6 +2,7 @@
 
 Inside a chunk the recurrence is written out as attention with a decaying mask (section 6.1); between chunks only states
 travel (sections 6.2 and 6.3). All heads of a group share q and k, so these are never repeated.
+A decay that differs between the channels of a key has chunks of its own, in channel.py.
 
 Letters: z chunks, i and j places in a chunk (a query's and a key's), g groups, r heads of a group.
 """
@@ -10,6 +11,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from hybridlm.ops.linear_attention import channel
 from hybridlm.ops.linear_attention.chunks import decays, fold, forget_between, pass_on
 
 
@@ -26,19 +28,28 @@ def linear_attention(
     q, k, u = q.to(wide), k.to(wide), v.to(wide)
     S = u.new_zeros(u.shape[0], *u.shape[2:], q.shape[-1]) if state is None else state.to(wide)
     S, u = rearrange(S, "b (g r) p n -> b g r p n", g=g), rearrange(u, "b t (g r) p -> b t g r p", g=g)
-    if decay is None:
-        decay = u.new_zeros(1, u.shape[1], 1, 1)
+    decay = forget_between(_aligned(decay, u, g), document)
+    if u.shape[1] == 1:
+        y, S = _step(q, k, u, decay, S)
+    elif decay.shape[-1] == 1:  # the same for all channels
+        y, S = _chunked(q, k, u, decay.squeeze(-1), S, chunk)
     else:
-        decay = rearrange(decay.to(wide), "b t (g r) -> b t g r", g=g)
-    decay = forget_between(decay, document)
-    y, S = _step(q, k, u, decay, S) if u.shape[1] == 1 else _chunked(q, k, u, decay, S, chunk)
+        y, S = channel.chunked(q, k, u, decay.squeeze(-2), S, chunk)
     y, S = rearrange(y, "b t g r p -> b t (g r) p"), rearrange(S, "b g r p n -> b (g r) p n")
     return y.to(v.dtype), S
 
 
+def _aligned(decay: Tensor | None, v: Tensor, g: int) -> Tensor:
+    """(b, t, g, r, n), with 1 for what it is the same for."""
+    if decay is None:
+        return v.new_zeros(1, v.shape[1], 1, 1, 1)
+    shape = "b t (g r) -> b t g r 1" if decay.ndim == 3 else "b t g n -> b t g 1 n"
+    return rearrange(decay.to(v.dtype), shape, g=g)
+
+
 def _step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     """One token: the recurrence itself."""
-    S = torch.addcmul(torch.exp(decay[:, 0])[..., None, None] * S, v[:, 0, ..., None], k[:, 0, :, None, None])
+    S = torch.addcmul(torch.exp(decay[:, 0])[..., None, :] * S, v[:, 0, ..., None], k[:, 0, :, None, None])
     return einsum(S, q[:, 0], "b g r p n, b g n -> b g r p").unsqueeze(1), S
 
 
@@ -60,15 +71,19 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor, chunk: i
     return rearrange(y, "b z i g r p -> b (z i) g r p")[:, :t], S
 
 
-def linear_attention_flops(t: int, h: int, p: int, g: int, n: int, chunk: int) -> tuple[int, int]:
+def linear_attention_flops(
+    t: int, h: int, p: int, g: int, n: int, chunk: int, *, by_channel: bool = False
+) -> tuple[int, int]:
     """(matrix products, elementwise recurrence) of t tokens of one row; exponentials are not counted.
 
     matrix products: 2 m n k each, the last chunk filled up. One token: what is read, 2 p n a head.
     recurrence: one token takes 3 p n (fade, write, add) a head. Of more, each takes 2 c (segment sums, mask) + 3 p
-    (until_end, since_start, sum) a head, each chunk 2 p n (pass on).
+    (until_end, since_start, sum) a head, each chunk 2 p n (pass on). by_channel: see `channel_flops`.
     """
     if t == 1:
         return 2 * h * p * n, 3 * h * p * n
+    if by_channel:
+        return channel.channel_flops(t, h, p, g, n, chunk)
     c = min(chunk, t)
     z = -(-t // c)
     inside, between = 2 * c * c * (g * n + h * p), 4 * c * h * p * n

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import interval, whole
+from hybridlm.checks import interval, real, whole
 from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers import init
@@ -36,11 +36,13 @@ class S4Config:
 
     d_state: states N of a channel, even, as they come in conjugate couples.
     dt_min, dt_max: the step dt of each channel is drawn log-uniformly between them; 1 / dt is its memory in tokens.
+    time_scale: what every dt is multiplied with: 2 where a signal comes at half the rate of training.
     """
 
     d_state: int = 64
     dt_min: float = 1e-3
     dt_max: float = 1e-1
+    time_scale: float = 1.0
 
     def resolve(self, d_model: int) -> "S4Config":
         """Every field checked."""
@@ -48,7 +50,8 @@ class S4Config:
         if d_state % 2:
             raise SpecError(f"d_state: {d_state} is odd; states come in couples: use {d_state - 1} or {d_state + 1}")
         dt_min, dt_max = interval("dt_min", self.dt_min, "dt_max", self.dt_max, 1e-6, 10)
-        return replace(self, d_state=d_state, dt_min=dt_min, dt_max=dt_max)
+        time_scale = real("time_scale", self.time_scale, 1e-6, 1e6)
+        return replace(self, d_state=d_state, dt_min=dt_min, dt_max=dt_max, time_scale=time_scale)
 
 
 @dataclass
@@ -114,7 +117,7 @@ class S4(Mixer):
             self.B,
             self.C,
             self.D,
-            self.log_dt.double().exp(),
+            self.config.time_scale * self.log_dt.double().exp(),
             state=None if state is None else state.ssm,
             lengths=ctx.lengths,
             document=ctx.document,

@@ -3,6 +3,7 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hybridlm.ops import lti
 from hybridlm.ops.backend import resolve
 from hybridlm.ops.ssm_kernel import reference
 from hybridlm.ops.ssm_kernel.flops import s4_flops
@@ -56,5 +57,5 @@ def s4_scan(
     Discretisation, kernel and states are computed in float64; the convolution in promote(float32, x's dtype).
     Source: Gu, Goel, Re (2021), eq. 3, section 3 and appendix C.
     """
-    run = resolve("s4_scan", backend, {"reference": reference.scan})
+    run = resolve("s4_scan", backend, {"reference": lti.scan})
     return run(x, reference.System.of(Lambda, P, B, C, dt), D, state, lengths, document)

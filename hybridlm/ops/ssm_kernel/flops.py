@@ -3,7 +3,8 @@
 from math import log2
 
 from hybridlm.ops.long_conv.reference import fft_length
-from hybridlm.ops.ssm_kernel.reference import Blocks
+from hybridlm.ops.lti import Blocks
+from hybridlm.ops.ssm_kernel.reference import LOG_BLOCK
 
 
 def s4_flops(d: int, n: int, t: int, state: bool) -> tuple[int, int, float]:
@@ -16,7 +17,7 @@ def s4_flops(d: int, n: int, t: int, state: bool) -> tuple[int, int, float]:
     """
     if t == 1:
         return 0, d * (12 * n + 2), 0.0
-    blocks = Blocks.of(t)
+    blocks = Blocks.of(t, LOG_BLOCK)
     matmul = kernel_products(n, blocks) + (state_products(n, t, blocks) if state else 0)
     return 2 * d * matmul, 0, d * (3 * real_fft(fft_length(2 * t - 1)) + blocks.count * real_fft(blocks.size))
 

@@ -22,7 +22,10 @@ from hybridlm.testing.subject import Subject, randomise
 
 
 class Whole(Subject):
-    """A model: x (b, t, d) stands in for the embeddings, the outputs are logits."""
+    """A model: x (b, t, d) stands in for the embeddings, the outputs are logits.
+
+    Answers are looked at token by token: a head that pools them is held to the laws without its pooling.
+    """
 
     def __init__(
         self,
@@ -49,18 +52,36 @@ class Whole(Subject):
     def run(
         self, x: Tensor, state: ModelState | None = None, valid: Tensor | None = None, ids: Tensor | None = None
     ) -> tuple[Tensor, ModelState | None]:
-        tokens = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-        with use(self.backend), embedded(self.module, x):
-            out = self.module(tokens, state, valid=valid, segment_ids=ids)
-        return out.logits, out.state
+        with embedded(self.module, x):
+            return self.read(self.blank(*x.shape[:2]).to(x.device), state, valid, ids)
 
     def read(
-        self, ids: Tensor, state: ModelState | None = None, valid: Tensor | None = None
+        self,
+        inputs: Tensor,
+        state: ModelState | None = None,
+        valid: Tensor | None = None,
+        segment_ids: Tensor | None = None,
     ) -> tuple[Tensor, ModelState | None]:
-        """A call on real token ids (b, t)."""
+        """A call on real inputs: token ids (b, t), or signals (b, t, channels)."""
         with use(self.backend):
-            out = self.module(ids, state, valid=valid)
+            if self.spec.output.pool != "none":
+                y, state = self.module.hidden(inputs, state, valid=valid, segment_ids=segment_ids)
+                return self.module.logits(y), state
+            out = self.module(inputs, state, valid=valid, segment_ids=segment_ids)
         return out.logits, out.state
+
+    def blank(self, batch: int, tokens: int) -> Tensor:
+        """Inputs of zeros."""
+        if self.spec.reads_tokens:
+            return torch.zeros(batch, tokens, dtype=torch.int64)
+        return torch.zeros(batch, tokens, self.spec.input.channels, dtype=self.dtype)
+
+    def inputs(self, batch: int, tokens: int, seed: int) -> Tensor:
+        """Random inputs."""
+        blank, generator = self.blank(batch, tokens), torch.Generator().manual_seed(seed)
+        if self.spec.reads_tokens:
+            return torch.randint(self.spec.vocab_size, blank.shape, generator=generator)
+        return torch.randn(blank.shape, generator=generator, dtype=torch.float64).to(self.dtype)
 
 
 @contextmanager

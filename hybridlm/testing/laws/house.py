@@ -22,6 +22,9 @@ from hybridlm.testing.subject import Solo, Subject, memory
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 """Hold modules and are not called, empty ones too."""
 
+ENDS = ("embed", "lm_head")
+"""Linear layers around the stack of a model: the scene takes the place of what `embed` gives."""
+
 
 @law("C18", "weights and state, saved and loaded, are the same bits", of=Solo)
 def reload(s: Solo) -> Iterator[Result]:
@@ -73,7 +76,7 @@ def hooks(s: Subject) -> Iterator[Result]:
     for name, module in s.module.named_modules():
         if next(module.children(), None) is None and not isinstance(module, CONTAINERS):
             yield from fires(s, name, module)
-        if isinstance(module, nn.Linear) and name != "lm_head":
+        if isinstance(module, nn.Linear) and name not in ENDS:
             handle = module.register_forward_hook(lambda module, inputs, output: output + 0.1 * output.roll(1, -1))
             heard = {"a call": not torch.equal(s.run(x)[0], whole), "decoding": not torch.equal(decode(s), decoded)}
             handle.remove()

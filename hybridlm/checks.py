@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from hybridlm.errors import SpecError, did_you_mean
+from hybridlm.errors import SpecError, did_you_mean, nearest
 
 LARGEST = 1 << 24  # no width, count or size of a layer is larger than 16.8 million
 
@@ -68,6 +69,20 @@ def choice(field: str, value: object, allowed: Iterable[str]) -> str:
             f"{field}: {value!r}; it must be one of {', '.join(allowed)}.{did_you_mean(str(value), allowed)}"
         )
     return str(value)
+
+
+def known(given: Any, names: Iterable[str], path: str = "") -> None:
+    """A mapping whose keys are all among the names; path: what stands before them, with its dot."""
+    names = list(names)
+    if not isinstance(given, Mapping):
+        raise SpecError(
+            f"{path.rstrip('.') or 'spec'}: {given!r}; it must be a mapping with keys of {', '.join(names)}"
+        )
+    for key in given:
+        if key not in names:
+            near = nearest(str(key), names)
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(names) or 'none'}"
+            raise SpecError(f"{path}{key}: unknown field; {hint}")
 
 
 def divides(field: str, value: int, total_field: str, total: int) -> None:

@@ -376,6 +376,13 @@ def test_schema_accepts_what_is_shipped(name):
         ({"blocks": {"M": {"mixer": {"d_state": 8}}}}, False),
         ({"blocks": {"M": {"mixer": "attention", "norm": 1}}}, False),
         ({"blocks": {"A": {"mixer": {"type": "attention", "heads": None, "rope": False}}}}, True),
+        ({"embed": "tokens", "head": {"type": "lm"}}, True),
+        ({"embed": {"type": "linear", "channels": 3}}, True),
+        ({"embed": "linear"}, False),
+        ({"head": {"type": "classify", "classes": 3, "pool": "last"}}, True),
+        ({"head": {"type": "classify", "classes": 3, "pool": "max"}}, False),
+        ({"head": {"type": "classify", "clases": 3}}, False),
+        ({"head": {"type": "regress"}}, False),
     ],
 )
 def test_schema_tells_right_from_wrong(change, legal):
@@ -385,7 +392,8 @@ def test_schema_tells_right_from_wrong(change, legal):
 
 def test_schema_describes_every_field(run):
     schema = json.loads(run("schema")[1])
-    assert schema["required"] == ["d_model", "vocab_size", "pattern"]
+    assert schema["required"] == ["d_model", "pattern"]
+    assert [option["required"] for option in schema["anyOf"]] == [["vocab_size"], ["embed", "head"]]
     assert {f"mixer.{name}" for name in mixers.names()} <= set(schema["$defs"])
     fields = dict(schema["properties"])
     for part, definition in schema["$defs"].items():

@@ -90,8 +90,7 @@ def _print_tables(about: dict) -> None:
 
 def _summary(about: dict) -> Iterable[str]:
     parameters, attention = about["parameters"], about["attention"]
-    tied = ", tied" if about["tie_embeddings"] else ""
-    yield f"{about['layers']} layers, d_model {about['d_model']}, vocabulary {about['vocab_size']:,}{tied}"
+    yield ", ".join([f"{about['layers']} layers", f"d_model {about['d_model']}", *_ends(about)])
     yield f"{parameters['total']:,} parameters"
     mixers = sum(kind["count"] * len(kind["mixers"]) for kind in about["kinds"])
     yield (
@@ -99,6 +98,20 @@ def _summary(about: dict) -> Iterable[str]:
         f"({attention['of_mixers']:.0%}), {attention['of_parameters']:.1%} of the parameters"
     )
     yield f"positions: {attention['positions'] or 'none'} ({attention['why']})"
+
+
+def _ends(about: dict) -> Iterable[str]:
+    """What goes in and what comes out, as far as it is not a language model's."""
+    embed, head = about["embed"], about["head"]
+    if about["vocab_size"] is not None:
+        yield f"vocabulary {about['vocab_size']:,}"
+    if about["tie_embeddings"]:
+        yield "tied"
+    if isinstance(embed, dict):
+        yield f"{embed['channels']} channels in"
+    if isinstance(head, dict):
+        many = f"{head['classes']} classes" if head["type"] == "classify" else f"{head['outputs']} numbers"
+        yield f"{many} out ({'at every step' if head['pool'] == 'none' else 'pool ' + head['pool']})"
 
 
 def _table(title: str, columns: Sequence[str], left: int) -> Any:
@@ -137,6 +150,8 @@ def _layer_table(about: dict) -> Any:
 
 def _context_table(about: dict, context: str) -> Any:
     rows = [(_escape(kind["block"]), kind["count"], kind["at"][context]) for kind in about["kinds"]]
+    if isinstance(about["embed"], dict):
+        rows.insert(0, ("embedding", 1, about["embed_at"][context]))
     rows += [("head", 1, about["head_at"][context]), ("total", about["layers"], about["at"][context])]
     shown = [column for column in COLUMNS if column in ALWAYS or any(_number(costs, column) for *_, costs in rows)]
     title = f"At context {int(context):,}: FLOPs a token, and state of {about['batch']} x {about['dtype']}"

@@ -21,16 +21,21 @@ def print_schema() -> None:
 
 def model_schema() -> dict[str, Any]:
     """The schema, with one definition for each registered mixer and MLP. A plugin that does not import is left out."""
+    from hybridlm.compose.ends import EMBEDS, HEADS
     from hybridlm.compose.spec import COMBINATIONS, NORM_NAMES, ModelSpec
     from hybridlm.registry import mixers, mlps
 
     parts = {"mixer": _parts(mixers), "mlp": _parts(mlps)}
+    ends = {"embed": _ends(EMBEDS), "head": _ends(HEADS)}
     root = _fields(ModelSpec)
     root["properties"] |= {
         "pattern": {"type": ["string", "array", "object"], **_about(root, "pattern")},
         "blocks": {"type": "object", "additionalProperties": {"$ref": "#/$defs/block"}, **_about(root, "blocks")},
         "mlp": {"$ref": "#/$defs/mlp", **_about(root, "mlp"), "default": "swiglu"},
+        "embed": {"$ref": "#/$defs/embed", **_about(root, "embed"), "default": "tokens"},
+        "head": {"$ref": "#/$defs/head", **_about(root, "head"), "default": "lm"},
     }
+    root["anyOf"] = [{"type": "object", "required": names} for names in (["vocab_size"], ["embed", "head"])]
     for name, allowed in {"combine": COMBINATIONS, "norm": NORM_NAMES}.items():
         root["properties"][name]["enum"] = list(allowed)
     block = {
@@ -41,26 +46,40 @@ def model_schema() -> dict[str, Any]:
     definitions = {
         "interpolation": INTERPOLATION,
         "block": block,
-        **{kind: _choice(kind, parts[kind]) for kind in parts},
+        **{kind: _choice(kind, parts[kind], ["none"], [{"type": "null"}]) for kind in parts},
+        **{kind: _choice(kind, ends[kind], [], []) for kind in ends},
     }
+    parts |= ends
     definitions |= {f"{kind}.{name}": part for kind in parts for name, part in parts[kind].items()}
     return {"$schema": DIALECT, "title": "A hybridlm model", **root, "$defs": definitions}
 
 
-def _choice(kind: str, parts: dict[str, Any]) -> dict[str, Any]:
-    """A part is its name alone, or a mapping with its type and fields; none for no such part."""
-    names = {"enum": [*parts, "none"]}
-    return {"anyOf": [names, {"type": "null"}, *({"$ref": f"#/$defs/{kind}.{name}"} for name in parts)]}
+def _choice(kind: str, parts: dict[str, Any], words: list[str], others: list[dict[str, Any]]) -> dict[str, Any]:
+    """A part is its name alone, unless it has fields that must be said, or a mapping with its type and fields."""
+    alone = [name for name, part in parts.items() if part["required"] == ["type"]]
+    mappings = [{"$ref": f"#/$defs/{kind}.{name}"} for name in parts]
+    return {"anyOf": [{"enum": [*alone, *words]}, *others, *mappings]}
 
 
 def _parts(registry: Any) -> dict[str, dict[str, Any]]:
     return {entry.name: _part(entry.name, entry.part) for entry in registry.listing() if entry.part is not None}
 
 
-def _part(name: str, part: type) -> dict[str, Any]:
+def _ends(kinds: dict[str, type]) -> dict[str, dict[str, Any]]:
+    from hybridlm.compose.ends import POOLS
+
+    schemas = {name: _part(name, kind, kind) for name, kind in kinds.items()}
+    for schema in schemas.values():
+        if "pool" in schema["properties"]:
+            schema["properties"]["pool"]["enum"] = list(POOLS)
+    return schemas
+
+
+def _part(name: str, part: type, config: type | None = None) -> dict[str, Any]:
+    """The mapping of a part; config: the dataclass of its fields, its own by default."""
     from hybridlm.compose.docstrings import first_sentence
 
-    schema = _fields(part.Config)
+    schema = _fields(config or part.Config)
     schema["properties"] = {"type": {"const": name}, **schema["properties"]}
     return {"description": first_sentence(part.__doc__), **schema, "required": ["type", *schema["required"]]}
 

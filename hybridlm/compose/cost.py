@@ -71,27 +71,27 @@ class ModelCost:
 
     stack:     its plan, with the resolved spec.
     layers:    its layers, from the bottom up.
-    embedding: entries of the embedding.
+    embedding: what goes in: entries, and FLOPs where it is a linear layer.
     norm:      entries of the final norm.
     head:      the output matrix: entries (none when tied) and FLOPs.
     """
 
     stack: Stack
     layers: tuple[LayerCost, ...]
-    embedding: int
+    embedding: Cost
     norm: int
     head: Cost
 
     @property
     def parameters(self) -> int:
         """Entries of all parameters; tied and shared weights count once."""
-        around = self.embedding + self.norm + self.head.parameters
+        around = self.embedding.parameters + self.norm + self.head.parameters
         return around + sum(layer.parameters for layer in self.layers)
 
     def forward(self, tokens: int, past: int = 0) -> Flops:
-        """FLOPs of one row's call on `tokens` tokens after `past` in the state (0: no state), head included."""
+        """FLOPs of one row's call on `tokens` tokens after `past` in the state (0: no state), ends included."""
         stack = sum((layer.forward(tokens, past) * count for layer, count in self.kinds), Flops())
-        return stack + self.head.forward(tokens, past)
+        return self.embedding.forward(tokens, past) + stack + self.head.forward(tokens, past)
 
     def state(self, max_length: int, dtype: torch.dtype = torch.float32, batch: int = 1) -> StateBytes:
         """What `model.init_state(batch, max_length, dtype=dtype).nbytes` will be."""
@@ -132,15 +132,25 @@ def model_cost(spec: ModelSpec) -> ModelCost:
 
 def stack_cost(stack: Stack) -> ModelCost:
     """The cost of a planned model."""
-    spec, width = stack.spec, stack.spec.d_model
-    matrix = spec.vocab_size * width
-    return ModelCost(
-        stack,
-        tuple(_layers(stack)),
-        embedding=matrix,
-        norm=norm_parameters(spec.norm, width),
-        head=Cost(0 if spec.tie_embeddings else matrix, lambda tokens, past: linear(tokens, width, spec.vocab_size)),
-    )
+    spec = stack.spec
+    norm = norm_parameters(spec.norm, spec.d_model)
+    return ModelCost(stack, tuple(_layers(stack)), _embedding(spec), norm, _head(spec))
+
+
+def _embedding(spec: ModelSpec) -> Cost:
+    """A table has no FLOPs; a linear layer has a bias."""
+    if spec.reads_tokens:
+        return Cost(spec.vocab_size * spec.d_model)
+    channels = spec.input.channels
+    return Cost((channels + 1) * spec.d_model, lambda tokens, past: linear(tokens, channels, spec.d_model))
+
+
+def _head(spec: ModelSpec) -> Cost:
+    """Of a language model a matrix, which may be the embedding's; else a linear layer, once a call if pooled."""
+    width, outputs, lm = spec.d_model, spec.outputs, spec.head == "lm"
+    pooled = spec.output.pool != "none"
+    parameters = 0 if spec.tie_embeddings else (width + (not lm)) * outputs
+    return Cost(parameters, lambda tokens, past: linear(1 if pooled else tokens, width, outputs))
 
 
 def keeps_keys(cost: Cost) -> bool:

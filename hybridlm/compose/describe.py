@@ -5,7 +5,8 @@ are stable:
 
     format                     1; a larger number when a key changes its meaning
     pattern                    canonical text
-    d_model, vocab_size, layers, tie_embeddings, dtype, batch
+    d_model, vocab_size, layers, tie_embeddings, dtype, batch; vocab_size is null where there are no tokens
+    embed, head                what goes in and what comes out, as a spec says it
     parameters
         total                  what model.parameters() holds; tied and shared weights once
         embedding, head, final_norm
@@ -21,7 +22,7 @@ are stable:
         mixers, mlp, shared    registry names; the label of shared weights, or null
         parameters             of all `count` together
         at                     {context: costs} as below, of all `count` together
-    head_at                    {context: costs} of the output matrix
+    embed_at, head_at          {context: costs} of the input layer and of the output matrix
     at                         {context: costs} of the whole model
         training_flops         a token, forward and backward: {matmul, scan, fft, total}
         decoding_flops         of the token that ends the context: {matmul, scan, fft, total}
@@ -55,11 +56,14 @@ def describe(cost: ModelCost, contexts: Sequence[int], *, batch: int = 1, dtype:
         "vocab_size": spec.vocab_size,
         "layers": len(cost.layers),
         "tie_embeddings": spec.tie_embeddings,
+        "embed": spec.embed,
+        "head": spec.head,
         "dtype": str(dtype).removeprefix("torch."),
         "batch": batch,
         "parameters": _parameters(cost),
         "attention": _attention(cost),
         "kinds": [_kind(cost, layer, count, contexts, batch, dtype) for layer, count in cost.kinds],
+        "embed_at": {str(context): _costs(cost.embedding, context) for context in contexts},
         "head_at": {str(context): _costs(cost.head, context) for context in contexts},
         "at": {str(context): _model_costs(cost, context, batch, dtype) for context in contexts},
     }
@@ -69,7 +73,7 @@ def _parameters(cost: ModelCost) -> dict[str, int]:
     owners = [layer for layer in cost.layers if layer.first]
     return {
         "total": cost.parameters,
-        "embedding": cost.embedding,
+        "embedding": cost.embedding.parameters,
         "head": cost.head.parameters,
         "final_norm": cost.norm,
         "mixers": sum(mixer.parameters for layer in owners for mixer in layer.mixers),

@@ -1,4 +1,4 @@
-"""The language model that a pattern describes."""
+"""The model that a pattern describes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from hybridlm.checks import whole
 from hybridlm.compose.block import Block, SharedBlock
-from hybridlm.compose.door import check_call
+from hybridlm.compose.door import check_answer, check_call
 from hybridlm.compose.memory import require_device, require_dtype, require_memory
 from hybridlm.compose.plan import Stack
+from hybridlm.compose.readout import readout_of
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import SpecError, StateError
@@ -19,20 +20,19 @@ from hybridlm.layers import init
 from hybridlm.layers.init import Streams
 from hybridlm.layers.norm import norm_class
 from hybridlm.layers.router import RouterRecord
-from hybridlm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from hybridlm.state import Layer, ModelState, leaves
-
-LOGITS_AT_ONCE = 1 << 25  # how many logits the loss holds at a time
 
 
 @dataclass
 class Output:
     """What a call gives.
 
-    logits:        (b, t, vocab), or None where a loss was asked for.
+    logits:        (b, t, vocab), or None where a loss was asked for; of other heads what they answer, in any case:
+                   (b, classes) or (b, outputs), and with pool: none (b, t, classes) or (b, t, outputs).
     state:         the next state, if one was given.
-    loss:          what training minimises: the cross entropy and, in training mode, what balanced routers ask for.
-    cross_entropy: the mean over the targets, in nats, in any mode.
+    loss:          what training minimises: the head's own loss and, in training mode, what balanced routers ask for.
+    cross_entropy: the own loss of head lm and classify: the mean over the targets, in nats, in any mode.
+    squared_error: the own loss of head regress: the mean over the targets' numbers, in any mode.
     router:        one record for every layer with a mixture of experts, where a loss was asked for.
     """
 
@@ -40,6 +40,7 @@ class Output:
     state: ModelState | None = None
     loss: Tensor | None = None
     cross_entropy: Tensor | None = None
+    squared_error: Tensor | None = None
     router: tuple[RouterRecord, ...] = ()
 
 
@@ -50,12 +51,23 @@ class HybridLM(nn.Module):
         super().__init__()
         self.spec: ModelSpec = stack.spec
         spec = stack.spec
-        self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.embed = self._input_layer()
         self.dropout = nn.Dropout(spec.dropout)
         self.shared = nn.ModuleDict()
         self.blocks = nn.ModuleList(self._block(layer) for layer in stack.layers)
         self.final_norm = norm_class(spec.norm)(spec.d_model, spec.norm_eps)
-        self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        self.lm_head = self.head = None
+        if spec.head != "lm":
+            self.head = nn.Linear(spec.d_model, spec.outputs)
+        elif not spec.tie_embeddings:
+            self.lm_head = nn.Linear(spec.d_model, spec.outputs, bias=False)
+        self.readout = readout_of(spec)
+
+    def _input_layer(self) -> nn.Embedding | nn.Linear:
+        spec = self.spec
+        if spec.reads_tokens:
+            return nn.Embedding(spec.vocab_size, spec.d_model)
+        return nn.Linear(spec.input.channels, spec.d_model)
 
     def _block(self, layer) -> Block | SharedBlock:
         if layer.label is None:
@@ -66,55 +78,60 @@ class HybridLM(nn.Module):
 
     def forward(
         self,
-        ids: Tensor,
+        inputs: Tensor,
         state: ModelState | None = None,
         *,
         valid: Tensor | None = None,
         segment_ids: Tensor | None = None,
         targets: Tensor | None = None,
     ) -> Output:
-        """Read tokens, from the beginning or from where `state` stands.
+        """Read tokens or signals, from the beginning or from where `state` stands.
 
-        ids: (b, t) integers. valid: (b, t) bool, False at pads, which may stand anywhere and whose logits are those of
-        a zero vector. segment_ids: (b, t) integers; a change of number begins a new document.
+        inputs: (b, t) integers; of embed: linear (b, t, channels) floating numbers.
+        valid: (b, t) bool, False at pads, which may stand anywhere and whose logits are those of a zero vector.
+        segment_ids: (b, t) integers; a change of number begins a new document.
         targets: (b, t), already shifted; -100 is ignored, and so are targets at pads. With targets there are no logits.
+        Other heads: classify (b,) or, with pool: none, (b, t); regress (b, outputs) or (b, t, outputs), NaN is ignored.
+        A pooled answer is of each row's valid tokens in this call; of a row without any, that of a zero vector.
 
         StateError: the state is spent, full, or of another model or batch. SpecError: a tensor of the wrong shape,
-        dtype or range. Either is raised before the state changes.
+        dtype or range. UnsupportedError: a pooled answer of packed rows, or a mean that goes on from a state. Each is
+        raised before the state changes.
         """
-        check_call(self.spec, ids, state, valid, segment_ids, targets)
+        check_call(self.spec, inputs, state, valid, segment_ids)
+        check_answer(self.spec, inputs, state, valid, segment_ids, targets)
         journal = None if targets is None else []
-        x, state = self._read(ids, state, valid, segment_ids, journal)
+        x, state = self._read(inputs, state, valid, segment_ids, journal)
+        logits, own = self.readout(x, self.logits, targets, valid)
         if targets is None:
-            return Output(self.logits(x), state)
-        entropy = self._loss(x, targets, valid)
+            return Output(logits, state)
         balance = [record.balance for record in journal] if self.training else []
-        return Output(None, state, sum(balance, entropy), entropy, tuple(journal))
+        return Output(logits, state, sum(balance, own), **{self.readout.measure: own}, router=tuple(journal))
 
     def hidden(
         self,
-        ids: Tensor,
+        inputs: Tensor,
         state: ModelState | None = None,
         *,
         valid: Tensor | None = None,
         segment_ids: Tensor | None = None,
     ) -> tuple[Tensor, ModelState | None]:
-        """As forward, up to the final norm: x (b, t, d) and the next state. `logits(x)` does the rest."""
-        check_call(self.spec, ids, state, valid, segment_ids)
-        return self._read(ids, state, valid, segment_ids)
+        """As forward, up to the final norm: x (b, t, d) and the next state. `logits(x)` does the rest but pooling."""
+        check_call(self.spec, inputs, state, valid, segment_ids)
+        return self._read(inputs, state, valid, segment_ids)
 
     def _read(
         self,
-        ids: Tensor,
+        inputs: Tensor,
         state: ModelState | None,
         valid: Tensor | None,
         segment_ids: Tensor | None,
         journal: list[RouterRecord] | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         segment_ids = None if segment_ids is None else segment_ids.long()
-        ctx = Context.of(ids, valid, segment_ids) if state is None else state.open(ids, valid, segment_ids)
+        ctx = Context.of(inputs, valid, segment_ids) if state is None else state.open(inputs, valid, segment_ids)
         ctx = replace(ctx, journal=journal)
-        x = self._embed(ctx.align(ids.long()), ctx)
+        x = self._embed(ctx.align(self._numbers(inputs)), ctx)
         layers: list[Layer] = []
         for i, block in enumerate(self.blocks):
             x, layer = block(x, None if state is None else state.layers[i], ctx)
@@ -123,17 +140,18 @@ class HybridLM(nn.Module):
         return ctx.restore(self.final_norm(x)), state and state.next(layers)
 
     def logits(self, x: Tensor) -> Tensor:
-        """x (..., d), after the final norm -> (..., vocab)."""
+        """x (..., d), after the final norm -> (..., vocab), or (..., classes), (..., outputs) of another head."""
+        if self.head is not None:
+            return self.head(x)
         return nn.functional.linear(x, self.embed.weight) if self.lm_head is None else self.lm_head(x)
 
-    def _embed(self, ids: Tensor, ctx: Context) -> Tensor:
-        x = ctx.keep_valid(self.dropout(self.embed(ids)))
-        return x.to(torch.promote_types(x.dtype, torch.float32)) if self.spec.residual_in_fp32 else x
+    def _numbers(self, inputs: Tensor) -> Tensor:
+        """ids as int64, signals in the dtype of the weights."""
+        return inputs.to(torch.int64 if self.spec.reads_tokens else self.embed.weight.dtype)
 
-    def _loss(self, x: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
-        targets = targets.long() if valid is None else targets.long().masked_fill(~valid, IGNORED)
-        chunk = max(1, LOGITS_AT_ONCE // self.spec.vocab_size)
-        return linear_cross_entropy(x.flatten(0, 1), self.logits, targets.flatten(), chunk)
+    def _embed(self, inputs: Tensor, ctx: Context) -> Tensor:
+        x = ctx.keep_valid(self.dropout(self.embed(inputs)))
+        return x.to(torch.promote_types(x.dtype, torch.float32)) if self.spec.residual_in_fp32 else x
 
     def init_state(
         self,
@@ -172,9 +190,11 @@ class HybridLM(nn.Module):
         the square root of their number (Radford et al. 2019, section 2.3).
         """
         streams = Streams.drawn() if seed is None else Streams(seed)
-        init.normal(self.embed.weight, 0.02, streams("embed.weight"))
-        if self.lm_head is not None:
-            init.linear(self.lm_head, streams, "lm_head")
+        if self.spec.reads_tokens:
+            init.normal(self.embed.weight, 0.02, streams("embed.weight"))
+        for name in ("embed", "lm_head", "head"):
+            if isinstance(layer := getattr(self, name), nn.Linear):
+                init.linear(layer, streams, name)
         self.final_norm.reset_parameters()
         for path, block in self._weighted_blocks().items():
             block.reset_parameters(streams.at(path))

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from hybridlm import checks
-from hybridlm.compose import strict_yaml
-from hybridlm.errors import SpecError, nearest
+from hybridlm.checks import known as require_known
+from hybridlm.compose import ends, strict_yaml
+from hybridlm.errors import SpecError
 
 BLOCK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 NORM_NAMES = ("rmsnorm", "layernorm")
@@ -34,16 +35,19 @@ COMBINATIONS = ("sum", "norm_mean")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A language model, down to the last number.
+    """A model, down to the last number.
 
     d_model:          width of the residual stream.
-    vocab_size:       number of token ids.
+    vocab_size:       number of token ids; of a model that neither reads tokens nor writes them, None.
     pattern:          the stack, in the pattern language, or in the foreign `notation`.
     blocks:           what each letter or [name] stands for: {mixer: {type, ...}, mlp: {type, ...} or none}.
                       Without any, the default alphabet: the registered mixers by their letters.
     mlp:              the MLP of blocks that do not say, and of "-"; none for no MLP.
     combine:          how mixers side by side are joined: sum, or norm_mean (the mean of their normalised outputs).
     notation:         None, or megatron | layer_types | attn_layer_idx, for patterns written in those languages.
+    embed:            what goes in: tokens, or signals by {type: linear, channels: 3}.
+    head:             what comes out: lm, {type: classify, classes: 10, pool: mean | last | none}, or
+                      {type: regress, outputs: 2, pool: none | mean | last}.
     tie_embeddings:   one matrix for the embedding and the output.
     norm, norm_eps:   rmsnorm or layernorm, everywhere; and its epsilon.
     dropout:          probability, on the embedding and on everything added to the residual stream.
@@ -51,12 +55,14 @@ class ModelSpec:
     """
 
     d_model: int
-    vocab_size: int
+    vocab_size: int | None = None
     pattern: Any
     blocks: Mapping[str, Any] = field(default_factory=dict)
     mlp: Any = "swiglu"
     combine: str = "sum"
     notation: str | None = None
+    embed: Any = "tokens"
+    head: Any = "lm"
     tie_embeddings: bool = False
     norm: str = "rmsnorm"
     norm_eps: float = 1e-5
@@ -65,7 +71,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         checks.whole("d_model", self.d_model)
-        checks.whole("vocab_size", self.vocab_size)
+        self._check_ends()
         checks.choice("combine", self.combine, COMBINATIONS)
         checks.choice("norm", self.norm, NORM_NAMES)
         checks.flag("tie_embeddings", self.tie_embeddings)
@@ -81,6 +87,52 @@ class ModelSpec:
                 )
         object.__setattr__(self, "blocks", _plain(self.blocks))
 
+    def _check_ends(self) -> None:
+        """The ends as `ends` writes them, and a vocabulary where there are tokens."""
+        object.__setattr__(self, "embed", ends.plain(self.input))
+        object.__setattr__(self, "head", ends.plain(self.output))
+        reads, writes = self.embed == "tokens", self.head == "lm"
+        if reads or writes:
+            if self.vocab_size is None:
+                verb = "reads" if reads else "writes"
+                raise SpecError(f"vocab_size: missing; a model that {verb} tokens needs it, such as 256 for bytes")
+            checks.whole("vocab_size", self.vocab_size)
+        elif self.vocab_size is not None:
+            raise SpecError(
+                f"vocab_size: {self.vocab_size!r}, but the model neither reads tokens (embed: {self.input.type}) nor "
+                f"writes them (head: {self.output.type}); leave it out"
+            )
+        if self.tie_embeddings is True and not (reads and writes):
+            raise SpecError(
+                "tie_embeddings: true, but one matrix can only serve embed: tokens and head: lm, not "
+                f"embed: {self.input.type} and head: {self.output.type}; leave it out"
+            )
+
+    @cached_property
+    def input(self) -> ends.Embed:
+        """What goes in."""
+        return ends.read_end("embed", self.embed, ends.EMBEDS)
+
+    @cached_property
+    def output(self) -> ends.Head:
+        """What comes out."""
+        return ends.read_end("head", self.head, ends.HEADS)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers in an answer."""
+        return self.vocab_size if self.head == "lm" else self.output.outputs
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether token ids go in."""
+        return self.embed == "tokens"
+
+    @property
+    def is_language_model(self) -> bool:
+        """Tokens in, logits of the next token out."""
+        return self.reads_tokens and self.head == "lm"
+
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
@@ -89,9 +141,9 @@ class ModelSpec:
         """A spec from the plain mapping that a YAML file holds. SpecError: unknown or missing keys, wrong values."""
         known = [f.name for f in fields(cls)]
         require_known(given, known)
-        missing = [name for name in ("d_model", "vocab_size", "pattern") if name not in given]
+        missing = [name for name in ("d_model", "pattern") if name not in given]
         if missing:
-            raise SpecError(f"{missing[0]}: missing; a model needs d_model, vocab_size and pattern")
+            raise SpecError(f"{missing[0]}: missing; a model needs d_model, pattern and, for tokens, vocab_size")
         return cls(**given)
 
     @classmethod
@@ -103,8 +155,10 @@ class ModelSpec:
             raise error if str(path) in str(error) else SpecError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain mapping; `from_dict` gives the spec back."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None}
+        """The plain mapping; `from_dict` gives the spec back. Ends that are those of a language model go unsaid."""
+        unsaid = {"embed": "tokens", "head": "lm"}
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: _plain(v) for name, v in said.items() if v is not None and unsaid.get(name) != v}
 
     def to_yaml(self) -> str:
         """The text of a YAML file that `read` reads back."""
@@ -115,19 +169,6 @@ class ModelSpec:
         """16 hex digits of everything but dropout: a state goes on only in a model with the same."""
         meaning = {key: value for key, value in self.to_dict().items() if key != "dropout"}
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def require_known(given: Any, known: list[str], path: str = "") -> None:
-    """SpecError unless `given` is a mapping whose keys are all known."""
-    if not isinstance(given, Mapping):
-        raise SpecError(
-            f"{path.rstrip('.') or 'spec'}: {given!r}; it must be a mapping with keys of {', '.join(known)}"
-        )
-    for key in given:
-        if key not in known:
-            near = nearest(str(key), known)
-            hint = f"did you mean {near}?" if near else f"known: {', '.join(known) or 'none'}"
-            raise SpecError(f"{path}{key}: unknown field; {hint}")
 
 
 def _plain(value: Any) -> Any:

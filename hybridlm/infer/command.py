@@ -13,7 +13,7 @@ from hybridlm.compose.build import load
 from hybridlm.compose.model import HybridLM
 from hybridlm.errors import DataError
 from hybridlm.files import check_target
-from hybridlm.infer.generate import Stream, enlarge
+from hybridlm.infer.generate import Stream, enlarge, require_language_model
 from hybridlm.infer.sampling import Sampler
 from hybridlm.ops.backend import devices
 from hybridlm.state import ModelState
@@ -101,7 +101,9 @@ def _load(run: str, device: str) -> tuple[HybridLM, Codec]:
     """The model on its device, and the codec of the text that it was trained on."""
     names = [name for name, _ in devices()]
     choice("device", device, ["auto", *names])
-    model, codec = load(run, device=(names[1:] or names)[0] if device == "auto" else device), codec_of(run)
+    model = load(run, device=(names[1:] or names)[0] if device == "auto" else device)
+    require_language_model(model.spec)
+    codec = codec_of(run)
     size = model.spec.vocab_size
     if codec.vocab_size > size:
         raise DataError(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hybridlm.checks import whole
 from hybridlm.compose.model import HybridLM
-from hybridlm.errors import CheckpointError, StateError
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.errors import CheckpointError, SpecError, StateError
 from hybridlm.infer.prompts import Prompts
 from hybridlm.infer.sampling import Draws, Sampler
 from hybridlm.state import LayerState, ModelState, leaves, map_layers
@@ -51,8 +52,9 @@ def generate(
     Returns int64 on the device of ids. For a tensor: (b, t + n), n the most steps a row took; after its stop token a
     row is filled with that token. For a list: a list of 1-D tensors, each ending with its own last token.
 
-    SpecError: an empty prompt, an id outside the vocabulary, a value out of range. StateError: a state that is spent,
-    of another model or batch, or too small. The model's mode (train or eval) is as before; dropout is off meanwhile.
+    SpecError: no language model, an empty prompt, an id outside the vocabulary, a value out of range. StateError: a
+    state that is spent, of another model or batch, or too small. The model's mode (train or eval) is as before; dropout
+    is off meanwhile.
     """
     sampler = Sampler(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
@@ -84,6 +86,7 @@ class Stream:
         stop: int | Iterable[int] | None = None,
         seed: int | Sequence[int] = 0,
     ):
+        require_language_model(model.spec)
         vocab_size, device = model.spec.vocab_size, model.embed.weight.device
         self.model, self.sampler = model, sampler
         self._left = whole("max_new_tokens", max_new_tokens, low=0)
@@ -141,6 +144,15 @@ class Stream:
             raise CheckpointError(f"prompt {row}: the model's logits are not finite; its weights are damaged")
         tokens = self.sampler(logits, self._seen, self._draws)
         return torch.where(self._running, tokens, self._tokens)
+
+
+def require_language_model(spec: ModelSpec) -> None:
+    """SpecError unless tokens go in and logits of the next one come out."""
+    if not spec.is_language_model:
+        raise SpecError(
+            f"embed: {spec.input.type}, head: {spec.output.type}: this model cannot write, as it does not read tokens "
+            "and give logits of the next one (embed: tokens, head: lm); call it with model(inputs)"
+        )
 
 
 def enlarge(model: HybridLM, state: ModelState, max_length: int) -> ModelState:

@@ -31,7 +31,8 @@ def test_parts_add_up(pattern):
     assert sorted(i for kind in said["kinds"] for i in kind["layers"]) == list(range(said["layers"]))
     assert all(kind["count"] == len(kind["layers"]) for kind in said["kinds"])
     for context, whole in said["at"].items():
-        parts = [kind["at"][context] for kind in said["kinds"]] + [said["head_at"][context]]
+        parts = [kind["at"][context] for kind in said["kinds"]]
+        parts += [said["embed_at"][context], said["head_at"][context]]
         for group in ("training_flops", "decoding_flops", "state_bytes"):
             for key, value in whole[group].items():
                 assert value == pytest.approx(sum(part[group][key] for part in parts), abs=len(parts)), (group, key)
@@ -42,8 +43,8 @@ def test_parts_add_up(pattern):
 def test_keys_are_stable():
     said = about("MA")
     assert list(said) == [
-        *("format", "pattern", "d_model", "vocab_size", "layers", "tie_embeddings", "dtype", "batch"),
-        *("parameters", "attention", "kinds", "head_at", "at"),
+        *("format", "pattern", "d_model", "vocab_size", "layers", "tie_embeddings", "embed", "head"),
+        *("dtype", "batch", "parameters", "attention", "kinds", "embed_at", "head_at", "at"),
     ]
     assert list(said["at"]) == ["16", "4096"]
     assert list(said["at"]["16"]) == ["training_flops", "decoding_flops", "state_bytes", "all_attention_bytes"]

@@ -3,36 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from numpy.polynomial import laguerre, legendre
 
 from hybridlm.errors import SpecError
 from hybridlm.ops.hippo import KINDS, MEASURES, diagonal, dplr, nplr, transition
+from tests.oracles.hippo import full, functions, quadrature
 
 F64 = torch.float64
-
-
-# ---------------------------------------------------------------------------------------------------------- the oracle
-def functions(measure, n, s):
-    """p_i(s), i < n, at ages s (m): (m, n) numpy, from the textbook's polynomials."""
-    eye, order = np.eye(n), np.arange(n)
-    if measure == "lagt":
-        return laguerre.lagval(s, eye).T
-    if measure == "fourier":
-        waves = [w(2 * np.pi * k * s) for k in range(n // 2) for w in (np.cos, np.sin)]
-        return np.stack(waves, axis=1) * np.where(order == 0, 1, 2**0.5)
-    argument = 2 * np.exp(-s) - 1 if measure == "legs" else 1 - 2 * s
-    return legendre.legval(argument, eye).T * np.sqrt(2 * order + 1)
-
-
-def quadrature(measure):
-    """Ages s and weights of sum w_j g(s_j) = integral of g(s) w(s) ds, exact to rounding for smooth g."""
-    nodes, weights = legendre.leggauss(200)
-    if measure == "lagt":  # by panels: e^-60 is nothing
-        left = np.linspace(0, 60, 61)[:-1, None]
-        s = (left + (nodes + 1) / 2).ravel()
-        return s, np.tile(weights / 2, 60) * np.exp(-s)
-    u = (nodes + 1) / 2
-    return (-np.log(u) if measure == "legs" else u), weights / 2
 
 
 SIGNALS = {  # f and f', of which a state of six knows all that A assumes
@@ -44,11 +20,6 @@ SIGNALS = {  # f and f', of which a state of six knows all that A assumes
         lambda t: 2 * np.pi * (2 * np.cos(4 * np.pi * t) - np.sin(2 * np.pi * t)),
     ),
 }
-
-
-def full(x):
-    """Real pairs (..., 2) -> complex numpy."""
-    return x[..., 0].numpy() + 1j * x[..., 1].numpy()
 
 
 # ------------------------------------------------------------------------------------------------------------ measures

@@ -1,0 +1,83 @@
+"""LSTM and GRU as PyTorch's own compiled loop of matrix products and gates, one token after the other.
+
+A loop in Python would spend its time in Python. One token is written out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridlm.ops.rnn.mapped import call
+from hybridlm.ops.rnn.recurrence import Memory, Weights, recur
+
+
+def lstm(
+    x: Tensor, weights: Weights, state: Memory | None, lengths: Tensor | None, document: Tensor | None
+) -> tuple[Tensor, Memory]:
+    with plain():
+        return recur(lstm_loop, x, weights, state, 2, lengths, document)
+
+
+def gru(
+    x: Tensor, weights: Weights, state: Memory | None, lengths: Tensor | None, document: Tensor | None
+) -> tuple[Tensor, Memory]:
+    with plain():
+        return recur(gru_loop, x, weights, state, 1, lengths, document)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Neither oneDNN nor cuDNN."""
+    onednn = torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
+    with onednn, torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+def lstm_loop(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:
+    """x (b, t, d), a state for every row -> y (b, t, h), the state after the last token."""
+    if x.shape[1] == 1:
+        return lstm_step(x, state, weights)
+    y, *last = call(_lstm, x, *state, *weights)
+    return y, tuple(last)
+
+
+def _lstm(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y, h, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, False, False, True)
+    return y, h[0], c[0]
+
+
+def lstm_step(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:
+    """One token: the recurrence itself."""
+    ih, hh, bias_ih, bias_hh = weights
+    h, c = state
+    i, f, g, o = (F.linear(x[:, 0], ih, bias_ih) + F.linear(h, hh, bias_hh)).chunk(4, dim=-1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * c.tanh()
+    return h[:, None], (h, c)
+
+
+def gru_loop(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:
+    """The same for a GRU."""
+    if x.shape[1] == 1:
+        return gru_step(x, state, weights)
+    y, *last = call(_gru, x, *state, *weights)
+    return y, tuple(last)
+
+
+def _gru(x: Tensor, h: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    y, h = torch.gru(x, h[None], weights, True, 1, 0.0, False, False, True)
+    return y, h[0]
+
+
+def gru_step(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:
+    """One token: the recurrence itself."""
+    ih, hh, bias_ih, bias_hh = weights
+    (h,) = state
+    a_r, a_z, a_n = F.linear(x[:, 0], ih, bias_ih).chunk(3, dim=-1)
+    v_r, v_z, v_n = F.linear(h, hh, bias_hh).chunk(3, dim=-1)
+    n, z = torch.tanh(a_n + (a_r + v_r).sigmoid() * v_n), (a_z + v_z).sigmoid()
+    h = n + z * (h - n)
+    return h[:, None], (h,)

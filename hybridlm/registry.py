@@ -136,6 +136,8 @@ mixers: Registry = Registry(
         "mamba": "hybridlm.layers.mamba:Mamba",
         "mamba2": "hybridlm.layers.mamba2:Mamba2",
         "short_conv": "hybridlm.layers.short_conv_mixer:ShortConvMixer",
+        "lstm": "hybridlm.layers.lstm:LSTM",
+        "gru": "hybridlm.layers.gru:GRU",
     },
     needs=("Config", "cost"),
 )

@@ -66,6 +66,7 @@ FUNCTIONS = {
     "exp": _either(torch.exp, math.exp),
     "softplus_inverse": lambda x: x.expm1().log(),
     "largest_divisor": largest_divisor,
+    "equal": lambda x, y: x == y,
     "N": lambda mean, variance: _draw(mean, variance, False),
     "U": lambda low, high: _draw(low, high, True),
     "Re": lambda x: x[..., 0],

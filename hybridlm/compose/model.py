@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from hybridlm.checks import whole
-from hybridlm.compose.block import Block, SharedBlock
+from hybridlm.compose.block import Block, SharedBlock, SideBySide
 from hybridlm.compose.door import check_answer, check_call
 from hybridlm.compose.memory import require_device, require_dtype, require_memory
 from hybridlm.compose.plan import Stack
+from hybridlm.compose.rate import at_time_scale
 from hybridlm.compose.readout import readout_of
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import SpecError, StateError
 from hybridlm.layers import init
 from hybridlm.layers.init import Streams
+from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import norm_class
 from hybridlm.layers.router import RouterRecord
 from hybridlm.state import Layer, ModelState, leaves
@@ -153,6 +155,19 @@ class HybridLM(nn.Module):
         x = ctx.keep_valid(self.dropout(self.embed(inputs)))
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.spec.residual_in_fp32 else x
 
+    def set_time_scale(self, factor: float) -> None:
+        """Read signals with `factor` times the step from now on: 2 for half the rate that the model was trained at.
+
+        Every mixer with a step of its own (s4, s4d, s5) takes it as its time_scale, whatever it had; so does the
+        spec, and a state from before is refused. 1 is the rate of training.
+
+        UnsupportedError, before anything changes, names the layers that cannot: what counts tokens knows no time.
+        """
+        self.spec = at_time_scale(self.spec, factor)
+        for block in [*self.blocks, *self.shared.values()]:
+            for mixer in _mixers(block.mixer):
+                mixer.config = replace(mixer.config, time_scale=float(factor))
+
     def init_state(
         self,
         batch: int,
@@ -216,6 +231,11 @@ class HybridLM(nn.Module):
         writes = sum(block.writes for block in self.blocks)
         for projection in writers:
             projection.weight.mul_(writes**-0.5)
+
+
+def _mixers(mixer: Mixer | SideBySide | None) -> list[Mixer]:
+    """The mixers of a place, as they are there."""
+    return [] if mixer is None else list(mixer.mixers) if isinstance(mixer, SideBySide) else [mixer]
 
 
 def _sign(journal: list[RouterRecord] | None, layer: int) -> None:

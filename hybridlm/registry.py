@@ -135,6 +135,7 @@ mixers: Registry = Registry(
         "s4": "hybridlm.layers.s4:S4",
         "mamba": "hybridlm.layers.mamba:Mamba",
         "mamba2": "hybridlm.layers.mamba2:Mamba2",
+        "linear_attention": "hybridlm.layers.linear_attention:LinearAttention",
         "short_conv": "hybridlm.layers.short_conv_mixer:ShortConvMixer",
         "lstm": "hybridlm.layers.lstm:LSTM",
         "gru": "hybridlm.layers.gru:GRU",

@@ -76,7 +76,7 @@ FUNCTIONS = {
 
 def _value(formula: str, letters: dict):
     """The value of a formula."""
-    words = re.findall(r"\d+\.?\d*(?:e-?\d+)?|[A-Za-z_]\w*|//|[-+*/^(),]", formula)
+    words = re.findall(r"\"\w+\"|\d+\.?\d*(?:e-?\d+)?|[A-Za-z_]\w*|//|[-+*/^(),]", formula)
     assert "".join(words) == formula.replace(" ", ""), f"what is {formula!r}?"
     text = ""
     for before, word in zip(["", *words], words, strict=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hybridlm.errors import SpecError, did_you_mean, nearest
@@ -98,6 +98,30 @@ def nearest_divisors(total: int, value: int) -> str:
     divisors = sorted({*low, *(total // n for n in low)})
     below, above = [n for n in divisors if n < value][-1:], [n for n in divisors if n > value][:1]
     return " or ".join(map(str, below + above))
+
+
+def factor(field: str, value: object, width_field: str, width: int, high: int = 64) -> int | float:
+    """A number with a whole product with `width`, from 1 / width to high; an int if it is whole itself."""
+    number = real(field, value, 0, high)
+    product = number * width
+    if round(product) < 1 or abs(product - round(product)) > 1e-9 * product:
+        below, above = math.floor(product), math.floor(product) + 1
+        near = " or ".join(f"{whole / width!r}".removesuffix(".0") for whole in (below, above) if whole)
+        raise SpecError(f"{field}: {value!r} times {width_field} = {width} is no whole number from 1 up; use {near}")
+    return int(number) if number.is_integer() else number
+
+
+def distinct(field: str, values: object, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Some of the allowed names, each once, in their own order."""
+    if not isinstance(values, list | tuple):
+        raise SpecError(f"{field}: {values!r}; it must be a list of {', '.join(allowed)}")
+    given = [choice(f"{field}.{i}", value, allowed) for i, value in enumerate(values)]
+    for i, name in enumerate(given):
+        if name in given[:i]:
+            left = [other for other in allowed if other not in given]
+            hint = f"; {left[0]!r} is missing" if left else ""
+            raise SpecError(f"{field}.{i}: {name!r} is there already; each of {', '.join(allowed)} stands once{hint}")
+    return tuple(name for name in allowed if name in given)
 
 
 def largest_divisor(total: int, limit: int) -> int:

@@ -113,7 +113,7 @@ def test_config_table(name, d):
     config = _part(name).Config().resolve(d)
     rows = {_code(field): _code(default) for field, default, _ in _table(name, "field")}
     assert list(rows) == list(config.__dataclass_fields__)
-    letters = _letters(name, config, d)
+    letters = _words(config) | _letters(name, config, d)
     shown = {field: repr(_value(default, letters)) for field, default in rows.items()}
     assert shown == {field: repr(getattr(config, field)) for field in rows}
 
@@ -137,6 +137,13 @@ def test_parameter_table(name, switched):
         assert group == groups[_code(title)], title
         letters["i"] = torch.arange(parameter.shape[-1], dtype=torch.float64)
         _assert_drawn_from(parameter.detach().double(), _value(_code(initial), letters), title)
+
+
+def _words(config) -> dict[str, str]:
+    """Defaults that are no numbers, and the items of lists of such: each stands for itself."""
+    values = [getattr(config, field) for field in config.__dataclass_fields__]
+    items = [item for value in values for item in (value if isinstance(value, tuple) else [value])]
+    return {item: item for item in items if isinstance(item, str)}
 
 
 def _shape(cell: str, letters: dict) -> tuple[int, ...]:

@@ -6,7 +6,8 @@
 
 Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces (2023, arXiv:2312.00752): eq. 2a and 2b,
 algorithm 2, figure 3, section 3.6. Differs from the paper: B-bar = dt B (Euler) as in the paper's code, where eq. 4 has
-the exact zero-order hold; `bcdt_norm` normalises s, B and C as Jamba does (Lieber et al. 2024, arXiv:2403.19887).
+the exact zero-order hold, `discretization: zoh`; `select` and `gate` take away what the ablations of section 4.6 take
+away; `bcdt_norm` normalises s, B and C as Jamba does (Lieber et al. 2024, arXiv:2403.19887).
 """
 
 import math
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import flag, interval, whole
+from hybridlm.checks import choice, distinct, factor, flag, interval, whole
 from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
@@ -36,19 +37,25 @@ class MambaConfig:
 
     d_state: states N of a channel.
     d_conv: width k of the short convolution.
-    expand: channels of the inner stream, as a multiple of d_model.
+    expand: channels of the inner stream, as a multiple of d_model; expand * d_model is a whole number.
     dt_rank: width R of the bottleneck that dt comes from; default d_model / 16, rounded up.
-    bcdt_norm: RMSNorm on dt's bottleneck, B and C, as in Jamba.
+    bcdt_norm: RMSNorm on dt's bottleneck, B and C, as in Jamba; on those that are selected.
     dt_min, dt_max: the initial step dt of each channel is drawn log-uniformly between them; 1 / dt is its memory.
+    discretization: euler (B-bar = dt B), or zoh, the exact zero-order hold.
+    select: which of dt, B and C are functions of the token; each of the others is one learned vector.
+    gate: multiply by silu(z) before the output projection.
     """
 
     d_state: int = 16
     d_conv: int = 4
-    expand: int = 2
+    expand: float = 2
     dt_rank: int | None = None
     bcdt_norm: bool = False
     dt_min: float = 1e-3
     dt_max: float = 1e-1
+    discretization: str = "euler"
+    select: tuple[str, ...] = ("dt", "B", "C")
+    gate: bool = True
 
     def resolve(self, d_model: int) -> "MambaConfig":
         """Every default filled in, every field checked."""
@@ -57,12 +64,24 @@ class MambaConfig:
             self,
             d_state=whole("d_state", self.d_state, high=4096),
             d_conv=whole("d_conv", self.d_conv, low=2, high=64),
-            expand=whole("expand", self.expand, high=64),
+            expand=factor("expand", self.expand, "d_model", d_model),
             dt_rank=whole("dt_rank", math.ceil(d_model / 16) if self.dt_rank is None else self.dt_rank),
             bcdt_norm=flag("bcdt_norm", self.bcdt_norm),
             dt_min=dt_min,
             dt_max=dt_max,
+            discretization=choice("discretization", self.discretization, ("euler", "zoh")),
+            select=distinct("select", self.select, ("dt", "B", "C")),
+            gate=flag("gate", self.gate),
         )
+
+    def inner(self, d_model: int) -> int:
+        """Channels of the inner stream."""
+        return round(self.expand * d_model)
+
+    def columns(self) -> dict[str, int]:
+        """What is read off a token, and how wide it is: the bottleneck of dt, B and C, as far as they are selected."""
+        widths = {"dt": self.dt_rank, "B": self.d_state, "C": self.d_state}
+        return {name: widths[name] for name in self.select}
 
 
 @dataclass
@@ -88,14 +107,17 @@ class Mamba(Mixer):
 
     def __init__(self, config: MambaConfig, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
-        c, d_inner = self.config, self.config.expand * d_model
-        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        c, d_inner = self.config, self.config.inner(d_model)
+        self.in_proj = nn.Linear(d_model, (1 + c.gate) * d_inner, bias=False)
         self.conv1d = ShortConv(d_inner, c.d_conv)
-        self.x_proj = nn.Linear(d_inner, c.dt_rank + 2 * c.d_state, bias=False)
-        self.dt_layernorm = RMSNorm(c.dt_rank, eps) if c.bcdt_norm else nn.Identity()
-        self.b_layernorm = RMSNorm(c.d_state, eps) if c.bcdt_norm else nn.Identity()
-        self.c_layernorm = RMSNorm(c.d_state, eps) if c.bcdt_norm else nn.Identity()
-        self.dt_proj = WideLinear(c.dt_rank, d_inner)
+        self.x_proj = nn.Linear(d_inner, sum(c.columns().values()), bias=False) if c.select else None
+        norm = (lambda width: RMSNorm(width, eps)) if c.bcdt_norm else nn.Identity
+        self.dt_layernorm = norm(c.dt_rank) if "dt" in c.select else None
+        self.b_layernorm = norm(c.d_state) if "B" in c.select else None
+        self.c_layernorm = norm(c.d_state) if "C" in c.select else None
+        self.dt_proj = WideLinear(c.dt_rank, d_inner) if "dt" in c.select else WideBias(d_inner)
+        self.B = None if "B" in c.select else nn.Parameter(torch.empty(c.d_state))
+        self.C = None if "C" in c.select else nn.Parameter(torch.empty(c.d_state))
         self.A_log = nn.Parameter(torch.empty(d_inner, c.d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
@@ -104,16 +126,20 @@ class Mamba(Mixer):
     def reset_parameters(self, streams: Streams | None = None) -> None:
         """S4D-Real for A, step sizes spread over [dt_min, dt_max], the rest as every linear layer."""
         streams, c = streams or Streams.drawn(), self.config
-        for name in ("in_proj", "x_proj", "out_proj"):
+        for name in ("in_proj", "x_proj", "out_proj") if c.select else ("in_proj", "out_proj"):
             init.linear(getattr(self, name), streams, name)
         self.conv1d.reset_parameters(streams.at("conv1d"))
-        if c.bcdt_norm:
-            for norm in (self.dt_layernorm, self.b_layernorm, self.c_layernorm):
-                norm.reset_parameters()
-        bound = c.dt_rank**-0.5  # keeps the variance of its input
-        init.uniform(self.dt_proj.weight, -bound, bound, streams("dt_proj.weight"))
+        for name in c.select if c.bcdt_norm else ():
+            getattr(self, f"{name.lower()}_layernorm").reset_parameters()
+        if "dt" in c.select:
+            bound = c.dt_rank**-0.5  # keeps the variance of its input
+            init.uniform(self.dt_proj.weight, -bound, bound, streams("dt_proj.weight"))
         dt = init.log_uniform(self.D.shape, c.dt_min, c.dt_max, streams("dt_proj.bias"))
         init.fill(self.dt_proj.bias, init.inverse_softplus(dt.clamp(min=1e-4)))  # smaller steps would never be learned
+        if self.B is not None:
+            init.fill(self.B, torch.ones(self.B.shape))  # as in S4D, where only C is drawn: their product matters
+        if self.C is not None:
+            init.normal(self.C, 1, streams("C"))
         init.fill(self.A_log, torch.arange(1, c.d_state + 1).log().expand_as(self.A_log))  # S4D-Real: A_n = -(n + 1)
         init.fill(self.D, torch.ones(self.D.shape))
 
@@ -129,7 +155,7 @@ class Mamba(Mixer):
         self, x: Float[Tensor, "b t d"], state: MambaState | None = None, ctx: Context | None = None
     ) -> tuple[Float[Tensor, "b t d"], MambaState | None]:
         x, ctx = self.enter(x, state, ctx)
-        x, z = self.in_proj(x).chunk(2, dim=-1)
+        x, *z = self.in_proj(x).split(len(self.D), dim=-1)
         x, conv = self.conv1d(x, None if state is None else state.conv, ctx)
         dt, B, C = self.select(x)
         y, ssm = selective_scan(
@@ -141,26 +167,40 @@ class Mamba(Mixer):
             self.D,
             state=None if state is None else state.ssm,
             document=ctx.document,
+            zoh=self.config.discretization == "zoh",
         )
-        y = self.out_proj(y * F.silu(z))
+        y = self.out_proj(y * F.silu(z[0]) if z else y)
         return y, None if state is None else state.advance(conv=conv, ssm=ssm)
 
     def select(self, x: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor]:
-        """The selection mechanism, algorithm 2: dt (b, t, d_inner), B and C (b, t, N), all functions of x."""
-        c = self.config
-        dt, B, C = self.x_proj(x).split([c.dt_rank, c.d_state, c.d_state], dim=-1)
-        dt, B, C = self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
-        return F.softplus(self.dt_proj(dt)), B, C
+        """The selection mechanism, algorithm 2: dt (b, t, d_inner), B and C (b, t, N), all functions of x.
+
+        What is not selected is the same for every token.
+        """
+        columns, each = self.config.columns(), (*x.shape[:2], -1)
+        parts = self.x_proj(x).split(list(columns.values()), dim=-1) if columns else ()
+        seen = dict(zip(columns, parts, strict=True))
+        dt = self.dt_proj(self.dt_layernorm(seen["dt"]) if "dt" in seen else x)
+        B = self.b_layernorm(seen["B"]) if "B" in seen else self.B.expand(each)
+        C = self.c_layernorm(seen["C"]) if "C" in seen else self.C.expand(each)
+        return F.softplus(dt), B, C
 
     @classmethod
     def cost(cls, config: MambaConfig, d_model: int) -> Cost:
         """FLOPs of the scan as `scan_flops` counts them."""
-        c, d_inner = config, config.expand * d_model
-        matrices = d_inner * (3 * d_model + 2 * c.dt_rank + 2 * c.d_state)
-        vectors = d_inner * (2 + c.d_state) + (c.dt_rank + 2 * c.d_state if c.bcdt_norm else 0)
+        c, d_inner, columns = config, config.inner(d_model), config.columns()
+        matrices = d_inner * ((2 + c.gate) * d_model + sum(columns.values()) + columns.get("dt", 0))
+        fixed = sum(c.d_state for name in ("B", "C") if name not in columns)
+        vectors = d_inner * (2 + c.d_state) + fixed + sum(columns.values()) * c.bcdt_norm
+
+        def forward(tokens: int, past: int) -> Flops:
+            return linear(tokens, matrices, 1) + Flops(
+                *scan_flops(tokens, d_inner, c.d_state, c.discretization == "zoh")
+            )
+
         return short_conv_cost(d_inner, c.d_conv) + Cost(
             matrices + vectors,
-            lambda tokens, past: linear(tokens, matrices, 1) + Flops(*scan_flops(tokens, d_inner, c.d_state)),
+            forward,
             lambda max_length, itemsize: StateBytes(ssm=d_inner * c.d_state * max(4, itemsize)),
         )
 
@@ -172,3 +212,14 @@ class WideLinear(nn.Linear):
         wide = state_dtype(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(wide), self.weight.to(wide), self.bias.to(wide))
+
+
+class WideBias(nn.Module):
+    """What is left of WideLinear when nothing is read: its bias, for every token, in at least float32."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Float[Tensor, "*b o"]) -> Float[Tensor, "*b o"]:
+        return self.bias + x.new_zeros(x.shape, dtype=state_dtype(x.dtype))

@@ -18,7 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import divides, interval, largest_divisor, whole
+from hybridlm.checks import divides, factor, flag, interval, largest_divisor, whole
 from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
@@ -36,26 +36,28 @@ class Mamba2Config:
 
     d_state: states N of a channel, the width of B and C.
     head_dim: channels P of a head, a divisor of expand * d_model; default the largest up to 64.
-    expand: channels of the inner stream, as a multiple of d_model.
+    expand: channels of the inner stream, as a multiple of d_model; expand * d_model is a whole number.
     n_groups: groups of heads that share B and C, a divisor of the number of heads.
     d_conv: width k of the short convolution.
     chunk: tokens that are computed as attention at a time; changes speed, not results.
     dt_min, dt_max: the initial step dt of each head is drawn log-uniformly between them; 1 / dt is its memory.
+    gated_norm: RMSNorm after the gate; without it, as in Falcon-H1, the gate alone.
     """
 
     d_state: int = 128
     head_dim: int | None = None
-    expand: int = 2
+    expand: float = 2
     n_groups: int = 1
     d_conv: int = 4
     chunk: int = 64
     dt_min: float = 1e-3
     dt_max: float = 1e-1
+    gated_norm: bool = True
 
     def resolve(self, d_model: int) -> "Mamba2Config":
         """Every default filled in, every shape checked."""
-        expand = whole("expand", self.expand, high=64)
-        d_inner = expand * d_model
+        expand = factor("expand", self.expand, "d_model", d_model)
+        d_inner = round(expand * d_model)
         head_dim = whole("head_dim", largest_divisor(d_inner, 64) if self.head_dim is None else self.head_dim)
         divides("head_dim", head_dim, "expand * d_model", d_inner)
         n_groups = whole("n_groups", self.n_groups)
@@ -71,11 +73,16 @@ class Mamba2Config:
             chunk=whole("chunk", self.chunk, low=2, high=4096),
             dt_min=dt_min,
             dt_max=dt_max,
+            gated_norm=flag("gated_norm", self.gated_norm),
         )
+
+    def inner(self, d_model: int) -> int:
+        """Channels of the inner stream."""
+        return round(self.expand * d_model)
 
     def heads(self, d_model: int) -> int:
         """Number of heads h."""
-        return self.expand * d_model // self.head_dim
+        return self.inner(d_model) // self.head_dim
 
 
 @dataclass
@@ -101,14 +108,14 @@ class Mamba2(Mixer):
 
     def __init__(self, config: Mamba2Config, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
-        c, heads, d_inner = self.config, self.config.heads(d_model), self.config.expand * d_model
+        c, heads, d_inner = self.config, self.config.heads(d_model), self.config.inner(d_model)
         self.widths = [d_inner, d_inner + 2 * c.n_groups * c.d_state, heads]  # of z, of [x, B, C], of dt
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
         self.conv1d = ShortConv(self.widths[1], c.d_conv)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))
-        self.norm = GatedRMSNorm(d_inner, eps)
+        self.norm = GatedRMSNorm(d_inner, eps) if c.gated_norm else None
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
         self.reset_parameters()
 
@@ -122,7 +129,8 @@ class Mamba2(Mixer):
         A = 1 + 15 * torch.rand(self.A_log.shape, generator=streams("A_log"), device="cpu")
         init.fill(self.A_log, A.log())  # decay rates uniform, not log-uniform, as in the paper's code
         init.fill(self.D, torch.ones(self.D.shape))
-        self.norm.reset_parameters()
+        if self.norm is not None:
+            self.norm.reset_parameters()
         init.linear(self.out_proj, streams, "out_proj")
 
     def init_state(self, batch: int, max_length: int, *, device=None, dtype=None) -> Mamba2State:
@@ -153,7 +161,8 @@ class Mamba2(Mixer):
             document=ctx.document,
             chunk=self.config.chunk,
         )
-        y = self.out_proj(self.norm(rearrange(y, "b t h p -> b t (h p)"), z, self.config.n_groups))
+        y = rearrange(y, "b t h p -> b t (h p)")
+        y = self.out_proj(y * F.silu(z) if self.norm is None else self.norm(y, z, self.config.n_groups))
         return y, None if state is None else state.advance(conv=conv, ssm=ssm)
 
     def split(self, xBC: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,7 +175,7 @@ class Mamba2(Mixer):
     @classmethod
     def cost(cls, config: Mamba2Config, d_model: int) -> Cost:
         """FLOPs of SSD as `ssd_flops` counts them."""
-        c, heads, d_inner = config, config.heads(d_model), config.expand * d_model
+        c, heads, d_inner = config, config.heads(d_model), config.inner(d_model)
         channels = d_inner + 2 * c.n_groups * c.d_state
         matrices = d_model * (d_inner + channels + heads + d_inner)
 
@@ -175,7 +184,7 @@ class Mamba2(Mixer):
             return linear(tokens, matrices, 1) + Flops(*heart)
 
         return short_conv_cost(channels, c.d_conv) + Cost(
-            matrices + 3 * heads + d_inner,
+            matrices + 3 * heads + d_inner * c.gated_norm,
             forward,
             lambda max_length, itemsize: StateBytes(ssm=d_inner * c.d_state * max(4, itemsize)),
         )

@@ -37,6 +37,23 @@ def test_yaml_text_and_spec_are_one(tmp_path):
     assert ModelSpec.read(tmp_path / "model.yaml") == resolved
 
 
+def test_a_list_and_a_fraction_are_read_printed_and_read_again(tmp_path):
+    """`select: []` and `select: [dt, B]` in a file and in an override, `expand: 1.5`; `expand: 2.0` is 2."""
+    blocks = {"m": {"mixer": {"type": "mamba", "select": [], "expand": 1.5, "discretization": "zoh"}}}
+    once = plan(spec(pattern="m m{select: [B, dt], expand: 2.0} m{gate: false}", blocks=blocks)).spec
+    assert once.blocks["m"]["mixer"]["select"] == []
+    (tmp_path / "model.yaml").write_text(once.to_yaml())
+    again = plan(ModelSpec.read(tmp_path / "model.yaml"))
+    assert again.spec == once
+    assert [layer.mixers[0].config.select for layer in again.layers] == [(), ("dt", "B"), ()]
+    assert [repr(layer.mixers[0].config.expand) for layer in again.layers] == ["1.5", "2", "1.5"]
+    assert [layer.mixers[0].config.gate for layer in again.layers] == [True, True, False]
+    with pytest.raises(SpecError, match=r"blocks\.m\.mixer\.select\.0: 'dT'; .* Did you mean 'dt'\?"):
+        plan(spec(pattern="m", blocks={"m": {"mixer": {"type": "mamba", "select": ["dT"]}}}))
+    with pytest.raises(SpecError, match=r"pattern\.m\.select: 'B' is not a list"):
+        plan(spec(pattern="m{select: B}", blocks=blocks))
+
+
 def test_layers_are_what_the_pattern_says():
     layers = plan(spec(pattern="M A{kv_heads: 1} <M|A>{mlp: none} - F W{mlp: none}")).layers
     assert [[part.type for part in layer.mixers] for layer in layers] == [

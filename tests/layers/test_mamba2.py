@@ -38,7 +38,8 @@ def test_defaults_are_legal_at_every_width():
         ({"d_state": True}, "d_state: True is not an integer"),
         ({"d_state": 10**9}, "d_state: 1000000000 is out of range"),
         ({"d_conv": 1}, "d_conv: 1 is out of range; it must be an integer from 2"),
-        ({"expand": 1.5}, "expand: 1.5 is not an integer"),
+        ({"expand": 1.51}, "expand: 1.51 times d_model = 64 is no whole number from 1 up; use 1.5 or 1.515625"),
+        ({"gated_norm": None}, "gated_norm: None; it must be true or false"),
         ({"head_dim": 48}, "head_dim: 48 does not divide expand .* = 128; use 32 or 64"),
         ({"n_groups": 3}, "n_groups: 3 does not divide heads .* = 2; use 2"),
         ({"n_groups": 0}, f"n_groups: 0 is out of range; it must be an integer from 1 to {LARGEST}"),
@@ -88,7 +89,12 @@ def test_meta_then_reset_gives_the_same():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"head_dim": 1, "n_groups": 2, "expand": 4, "d_conv": 2, "d_state": 5, "chunk": 16}]
+    "fields",
+    [
+        {},
+        {"head_dim": 1, "n_groups": 2, "expand": 4, "d_conv": 2, "d_state": 5, "chunk": 16},
+        {"gated_norm": False, "d_state": 7},
+    ],
 )
 @pytest.mark.parametrize("d_model", [32, 37])
 def test_cost_is_exact(d_model, fields):
@@ -207,3 +213,30 @@ def test_stacked_models_train_under_vmap():
         alone = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
         for name, gradient in alone.items():
             torch.testing.assert_close(gradients[name][i], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_without_the_norm_the_gate_is_left():
+    """As Falcon-H1 has it: what goes to the output projection is y silu(z)."""
+    made = Mamba2(Mamba2Config(expand=1.5, head_dim=6, gated_norm=False), 12).double()
+    x, seen = torch.randn(2, 20, 12).double(), []
+    made.out_proj.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    made(x)
+    z = made.in_proj(x)[..., :18]
+    torch.nn.init.zeros_(made.in_proj.weight[:18].detach())  # silu(0) = 0
+    made(x)
+    assert torch.equal(seen[1], torch.zeros_like(seen[1]))
+    with torch.no_grad():
+        made.in_proj.weight[:18, 0] = 1.278464542761074 / x[0, 0, 0]  # silu = 1 at the first token
+        made.in_proj.weight[:18, 1:] = 0
+    made(x)
+    torch.testing.assert_close(seen[0][0, 0], seen[2][0, 0] * F.silu(z[0, 0]), rtol=1e-12, atol=1e-14)
+    assert made.norm is None
+
+
+def test_expand_may_be_a_fraction():
+    """As in Falcon-H1; what is whole stays an integer, so that nothing that is printed changes."""
+    assert Mamba2(Mamba2Config(expand=1.5, head_dim=17), 34).D.shape == (3,)
+    assert [repr(Mamba2Config(expand=expand).resolve(37).expand) for expand in (2, 2.0)] == ["2", "2"]
+    for d_model in range(32, 400):
+        config = Mamba2Config(expand=33 / 32 if d_model % 32 == 0 else 2).resolve(d_model)
+        assert config.resolve(d_model) == config

@@ -74,30 +74,45 @@ def convolved(x, layer):
 
 
 def mamba(mixer, u):
-    """Gu and Dao 2023, algorithm 2 and eq. 2, with B-bar = dt B."""
+    """Gu and Dao 2023, algorithm 2 and eq. 2, with B-bar = dt B, or as eq. 4 has it for a diagonal A.
+
+    What is not selected stands in algorithm 1's place: a parameter, the same at every step.
+    """
     c, (d_inner, n) = mixer.config, mixer.A_log.shape
     xz = u @ mixer.in_proj.weight.T
     x, conv = convolved(xz[:, :d_inner], mixer.conv1d)
-    z, A = xz[:, d_inner:], -mixer.A_log.exp()
+    A = -mixer.A_log.exp()
     h, ys = torch.zeros(d_inner, n, dtype=u.dtype), []
     for t in range(len(u)):
-        s = mixer.x_proj.weight @ x[t]
-        low, B, C = s[: c.dt_rank], s[c.dt_rank : c.dt_rank + n], s[c.dt_rank + n :]
-        if c.bcdt_norm:
-            low, B, C = unit(low, mixer.dt_layernorm), unit(B, mixer.b_layernorm), unit(C, mixer.c_layernorm)
-        dt = torch.log1p(torch.exp(mixer.dt_proj.weight @ low + mixer.dt_proj.bias))
+        dt, B, C = selected(mixer, x[t])
         y = torch.zeros(d_inner, dtype=u.dtype)
         for d in range(d_inner):
-            h[d] = torch.exp(dt[d] * A[d]) * h[d] + dt[d] * B * x[t, d]
+            for i in range(n):
+                decay = torch.exp(dt[d] * A[d, i])
+                write = (decay - 1) / A[d, i] if c.discretization == "zoh" else dt[d]
+                h[d, i] = decay * h[d, i] + write * B[i] * x[t, d]
             y[d] = C @ h[d] + mixer.D[d] * x[t, d]
-        ys.append(y * F.silu(z[t]))
+        ys.append(y * F.silu(xz[t, d_inner:]) if c.gate else y)
     return torch.stack(ys) @ mixer.out_proj.weight.T, {"conv": conv, "ssm": h}
+
+
+def selected(mixer, x):
+    """dt (d_inner), B and C (N) of one token x (d_inner)."""
+    c, at, parts = mixer.config, 0, {}
+    for name, width in (("dt", c.dt_rank), ("B", c.d_state), ("C", c.d_state)):
+        if name in c.select:
+            parts[name], at = mixer.x_proj.weight[at : at + width] @ x, at + width
+            if c.bcdt_norm:
+                norms = {"dt": mixer.dt_layernorm, "B": mixer.b_layernorm, "C": mixer.c_layernorm}
+                parts[name] = unit(parts[name], norms[name])
+    raw = mixer.dt_proj.weight @ parts["dt"] + mixer.dt_proj.bias if "dt" in parts else mixer.dt_proj.bias
+    return torch.log1p(torch.exp(raw)), parts.get("B", mixer.B), parts.get("C", mixer.C)
 
 
 def mamba2(mixer, u):
     """Dao and Gu 2024, section 7.1: one scalar decay a head, B and C shared by the heads of a group."""
     c = mixer.config
-    d_inner, heads = c.expand * mixer.d_model, len(mixer.A_log)
+    d_inner, heads = int(c.expand * mixer.d_model), len(mixer.A_log)
     wide = d_inner + 2 * c.n_groups * c.d_state
     projected = u @ mixer.in_proj.weight.T
     z, xBC, raw = projected[:, :d_inner], projected[:, d_inner : d_inner + wide], projected[:, d_inner + wide :]
@@ -114,6 +129,8 @@ def mamba2(mixer, u):
             H[head] = decay * H[head] + dt * torch.outer(x[head], B[group])
             y[head] = H[head] @ C[group] + mixer.D[head] * x[head]
         ys.append(y.reshape(-1) * F.silu(z[t]))
+    if not c.gated_norm:
+        return torch.stack(ys) @ mixer.out_proj.weight.T, {"conv": conv, "ssm": H}
     parts = torch.stack(ys).view(len(u), c.n_groups, -1)
     normed = parts / torch.sqrt((parts * parts).mean(-1, keepdim=True) + mixer.norm.eps)
     y = (normed.reshape(len(u), d_inner) * mixer.norm.weight) @ mixer.out_proj.weight.T

@@ -1,0 +1,32 @@
+"""Grouped matrix products in plain PyTorch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
+
+
+def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    if _known(counts):
+        groups = x.split(counts.tolist())
+        return torch.cat([F.linear(rows, matrix) for rows, matrix in zip(groups, weight, strict=True) if len(rows)])
+    group = (torch.arange(len(x), device=x.device)[:, None] >= counts.cumsum(0)).sum(dim=1)
+    return _gathered(x, weight, group) if len(x) <= len(weight) else _masked(x, weight, group)
+
+
+def _known(counts: Tensor) -> bool:
+    """Whether there are numbers to look at."""
+    if torch.compiler.is_compiling() or type(counts) is not Tensor or is_wrapped(counts) or counts.is_meta:
+        return False
+    return not (counts.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _gathered(x: Tensor, weight: Tensor, group: Tensor) -> Tensor:
+    """A copy of its matrix for every row."""
+    return (weight[group] @ x[:, :, None]).squeeze(-1)
+
+
+def _masked(x: Tensor, weight: Tensor, group: Tensor) -> Tensor:
+    """Every matrix by every row, those of other groups being 0."""
+    mine = (group == torch.arange(len(weight), device=x.device)[:, None])[:, :, None]
+    return (torch.where(mine, x, x.new_zeros(())) @ weight.mT).sum(dim=0)

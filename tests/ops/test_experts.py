@@ -1,0 +1,91 @@
+"""Grouped matrix products: the same on every way to them, and no row sees another."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hybridlm.ops.experts import by_expert, grouped_linear
+
+COUNTS = {
+    "some empty": [3, 0, 4, 0, 1],
+    "one has all": [0, 8, 0, 0, 0],
+    "first and last": [7, 0, 0, 0, 1],
+    "few rows": [0, 1, 0, 0, 2],
+    "one group": [8],
+}
+
+
+def parts(counts: list[int], dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, weight = torch.randn(sum(counts), 6, dtype=dtype), torch.randn(len(counts), 5, 6, dtype=dtype)
+    return x.requires_grad_(), weight.requires_grad_(), torch.tensor(counts)
+
+
+def loop(x, weight, counts):
+    """Row by row."""
+    group = [e for e, count in enumerate(counts.tolist()) for _ in range(count)]
+    return torch.stack([weight[e] @ row for e, row in zip(group, x, strict=True)])
+
+
+def static(x, weight, counts):
+    """What runs where counts cannot be looked at: both of its ways are here, as some cases have few rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        return grouped_linear(x, weight, counts)
+
+
+def vmapped(x, weight, counts):
+    return torch.vmap(lambda x: grouped_linear(x, weight, counts + 0 * x[0, 0].detach().long()))(x[None])[0]
+
+
+@pytest.mark.parametrize("way", [grouped_linear, static, vmapped])
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_every_way_is_the_loop(counts, way):
+    x, weight, counts = parts(counts)
+    truth, y = loop(x, weight, counts), way(x, weight, counts)
+    torch.testing.assert_close(y, truth, rtol=1e-12, atol=1e-12)
+    seed = torch.randn_like(y)
+    expected = torch.autograd.grad(truth, (x, weight), seed)
+    for one, other in zip(torch.autograd.grad(y, (x, weight), seed), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_gradients(counts):
+    x, weight, counts = parts(counts)
+    assert torch.autograd.gradcheck(lambda x, w: grouped_linear(x, w, counts), (x, weight), fast_mode=True)
+
+
+@pytest.mark.parametrize("way", [grouped_linear, static])
+def test_a_row_that_is_not_finite_spoils_no_other(way):
+    x, weight, counts = parts(COUNTS["some empty"])
+    clean = way(x, weight, counts)
+    with torch.no_grad():
+        x[4] = torch.nan
+    y = way(x, weight, counts)
+    others = torch.arange(8) != 4
+    assert y[4].isnan().all()
+    torch.testing.assert_close(y[others], clean[others])
+    gradient = torch.autograd.grad(y[:3].sum(), weight)[0]
+    assert gradient[0].isfinite().all()
+    assert (gradient[1:2] == 0).all()
+
+
+def test_work_is_that_of_the_rows():
+    for counts in COUNTS.values():
+        with FlopCounterMode(display=False) as counter:
+            grouped_linear(*parts(counts))
+        assert counter.get_total_flops() == 2 * sum(counts) * 6 * 5
+
+
+def test_no_shape_but_the_right_one():
+    x, weight, counts = parts([2, 2])
+    with pytest.raises(Exception, match="grouped_linear"):
+        grouped_linear(x[:, :5], weight, counts)
+
+
+def test_choices_are_sorted_by_expert_and_then_by_token():
+    chosen = torch.tensor([[2, 0], [0, 3], [2, 0]])
+    order, counts = by_expert(chosen, 5)
+    assert counts.tolist() == [3, 0, 2, 1, 0]
+    assert order.tolist() == [1, 2, 5, 0, 4, 3]
+    assert (order // 2).tolist() == [0, 1, 2, 0, 2, 1]

@@ -151,6 +151,7 @@ mlps: Registry = Registry(
         "geglu": "hybridlm.layers.mlp:GEGLU",
         "gelu": "hybridlm.layers.mlp:GELU",
         "relu2": "hybridlm.layers.mlp:ReLU2",
+        "moe": "hybridlm.layers.moe:MoE",
     },
     needs=("Config", "cost"),
 )

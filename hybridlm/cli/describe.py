@@ -91,7 +91,8 @@ def _print_tables(about: dict) -> None:
 def _summary(about: dict) -> Iterable[str]:
     parameters, attention = about["parameters"], about["attention"]
     yield ", ".join([f"{about['layers']} layers", f"d_model {about['d_model']}", *_ends(about)])
-    yield f"{parameters['total']:,} parameters"
+    active = f", of which a token uses {parameters['active']:,}" if parameters["active"] < parameters["total"] else ""
+    yield f"{parameters['total']:,} parameters{active}"
     mixers = sum(kind["count"] * len(kind["mixers"]) for kind in about["kinds"])
     yield (
         f"attention in {attention['layers']} of {about['layers']} layers, {attention['mixers']} of {mixers} mixers "

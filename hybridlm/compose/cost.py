@@ -56,6 +56,11 @@ class LayerCost:
         """Entries of those of its mixers that keep keys and values."""
         return self.first * sum(cost.parameters for cost in self.mixers if keeps_keys(cost))
 
+    @property
+    def idle(self) -> int:
+        """Entries of those weights that a token passes by: of the experts that it does not choose."""
+        return self.first * (self.mlp.parameters - self.mlp.used)
+
     def forward(self, tokens: int, past: int) -> Flops:
         """FLOPs of one row's call on `tokens` tokens after `past` in the state."""
         return total([*self.mixers, self.mlp]).forward(tokens, past)
@@ -87,6 +92,11 @@ class ModelCost:
         """Entries of all parameters; tied and shared weights count once."""
         around = self.embedding.parameters + self.norm + self.head.parameters
         return around + sum(layer.parameters for layer in self.layers)
+
+    @property
+    def active(self) -> int:
+        """Entries of the parameters that one token uses: all, but for experts that it does not choose."""
+        return self.parameters - sum(layer.idle for layer in self.layers)
 
     def forward(self, tokens: int, past: int = 0) -> Flops:
         """FLOPs of one row's call on `tokens` tokens after `past` in the state (0: no state), ends included."""

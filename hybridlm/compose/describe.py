@@ -9,6 +9,7 @@ are stable:
     embed, head                what goes in and what comes out, as a spec says it
     parameters
         total                  what model.parameters() holds; tied and shared weights once
+        active                 of those, what one token uses: less than total where tokens choose experts
         embedding, head, final_norm
         mixers, mlps, norms    of all layers
         attention              of those mixers that keep keys and values
@@ -73,6 +74,7 @@ def _parameters(cost: ModelCost) -> dict[str, int]:
     owners = [layer for layer in cost.layers if layer.first]
     return {
         "total": cost.parameters,
+        "active": cost.active,
         "embedding": cost.embedding.parameters,
         "head": cost.head.parameters,
         "final_norm": cost.norm,

@@ -64,11 +64,18 @@ class Cost:
                 past = 0 is a call without a state, as in training.
     state:      (max_length, itemsize) -> StateBytes; itemsize: bytes of one number of the compute dtype.
                 SSM states take max(4, itemsize) bytes a number.
+    active:     entries of the parameters that one token uses; None: all of them.
     """
 
     parameters: int
     forward: Callable[[int, int], Flops] = _no_flops
     state: Callable[[int, int], StateBytes] = _no_state
+    active: int | None = None
+
+    @property
+    def used(self) -> int:
+        """active, as a number."""
+        return self.parameters if self.active is None else self.active
 
     def __add__(self, other: Cost) -> Cost:
         return total([self, other])
@@ -80,6 +87,7 @@ def total(costs: Sequence[Cost]) -> Cost:
         sum(cost.parameters for cost in costs),
         lambda tokens, past: sum((cost.forward(tokens, past) for cost in costs), Flops()),
         lambda max_length, itemsize: sum((cost.state(max_length, itemsize) for cost in costs), StateBytes()),
+        sum(cost.used for cost in costs),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from hybridlm.compose.build import build
 from hybridlm.compose.model import Output
 from hybridlm.errors import CheckpointError, DataError, SpecError
-from hybridlm.layers.router import RouterRecord
 from hybridlm.resources import find_config
 from hybridlm.train.data import IGNORED, Batch, TextData
 from hybridlm.train.metrics import TokenScore, bits_per_byte
 from hybridlm.train.optim import Schedule, adamw, capped_schedule, schedule_factor
+from hybridlm.train.routers import Rebalancing, measures
 
 
 class LitHybridLM(pl.LightningModule):
@@ -55,6 +56,7 @@ class LitHybridLM(pl.LightningModule):
         self.schedule = partial(schedule_factor, schedule=schedule, warmup=warmup, decay=decay, final=final_lr)
         self.model = build(self.spec_path, seed=seed)
         self.score = TokenScore()
+        self.rebalancing = Rebalancing()
 
     def setup(self, stage: str) -> None:
         """Check the data against the vocabulary, before anything is read."""
@@ -89,8 +91,14 @@ class LitHybridLM(pl.LightningModule):
             self.log("train_bpb", bits_per_byte(nll, self.bytes_per_token), prog_bar=True)
         self.log("lr", self.optimizers().param_groups[0]["lr"])
         for record in out.router:
-            self.log_dict(_router_measures(record))
+            self.log_dict(measures(record))
+        self.rebalancing.add(out.router)
         return {"loss": out.loss, "cross_entropy": nll}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """The step, all of its micro-batches, and then what it says of the routers' biases."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.rebalancing.step(self.model.blocks, partial(self.trainer.strategy.reduce, reduce_op="sum"))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds to the token-weighted score."""
@@ -139,12 +147,6 @@ class LitHybridLM(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another model, naming every difference."""
         require_same_spec(checkpoint.get("spec", {}), self, _shapes(checkpoint["state_dict"]))
-
-
-def _router_measures(record: RouterRecord) -> dict[str, Tensor]:
-    """What is logged of the mixture of experts of a layer: how uneven it is, how sure, and what that costs."""
-    measures = {"overload": record.overload, "entropy": record.entropy, "balance_loss": record.balance}
-    return {f"router/layer_{record.layer}_{name}": value.detach() for name, value in measures.items()}
 
 
 def require_same_spec(spec: dict, module: LitHybridLM, shapes: dict[str, object] | None = None) -> None:

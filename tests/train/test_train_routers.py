@@ -62,3 +62,56 @@ def test_the_logged_loss_is_the_cross_entropy(make_run, routed):
     out = module.read({"ids": IDS, "targets": IDS})
     assert torch.equal(logged["train_loss"], out.cross_entropy)
     assert torch.equal(logged["router/layer_1_balance_loss"], out.router[1].balance)
+
+
+MIXTURES = """\
+d_model: 32
+vocab_size: 256
+pattern: "A@x A A@x -"
+blocks:
+  A: {mixer: {type: attention, heads: 2}, mlp: {type: moe, experts: 5, score: sigmoid, bias_rate: 0.25}}
+mlp: {type: moe, experts: 4, score: sigmoid}
+"""
+
+
+@pytest.fixture
+def mixtures(tmp_path):
+    """Path of the YAML file of a model with mixtures of experts, one of them shared, one without a rate."""
+    path = tmp_path / "mixtures.yaml"
+    path.write_text(MIXTURES)
+    return path
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_biases_move_once_a_step_against_the_load_of_all_its_batches(make_run, mixtures, batches, monkeypatch):
+    run, seen = make_run(spec=mixtures, max_steps=1, accumulate_grad_batches=batches), []
+    add = run.module.rebalancing.add
+    monkeypatch.setattr(run.module.rebalancing, "add", lambda records: (seen.append(records), add(records)))
+    run.fit()
+    assert len(seen) == batches
+    loads = [sum(records[i].load for records in seen) for i in range(4)]
+    shared, plain, fixed = (
+        run.module.model.get_buffer(f"{path}.mlp.router.bias") for path in ("shared.x", "blocks.1", "blocks.3")
+    )
+    for bias, load in ((shared, loads[0] + loads[2]), (plain, loads[1])):
+        assert torch.equal(bias, 0.25 * (load.mean() - load).sign())
+        assert bias.abs().max() == 0.25
+    assert (fixed == 0).all()
+    assert run.module.rebalancing.loads == {}
+
+
+def test_validation_moves_no_bias(make_run, mixtures):
+    run = make_run(spec=mixtures)
+    before = run.module.model.shared["x"].mlp.router.bias.clone()
+    run.trainer.validate(run.module, datamodule=run.data, verbose=False)
+    assert torch.equal(run.module.model.shared["x"].mlp.router.bias, before)
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(make_run, mixtures):
+    whole = make_run("whole", spec=mixtures, max_steps=6).fit()
+    first = make_run("first", spec=mixtures, max_steps=6, every=3)
+    first.fit()
+    again = make_run("again", spec=mixtures, max_steps=6).fit(first.folder / "checkpoints" / "step-00000003")
+    assert whole["model.shared.x.mlp.router.bias"].any()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, again[name]), name

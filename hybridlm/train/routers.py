@@ -1,0 +1,44 @@
+"""The routers of mixtures of experts in training: what is logged of them, and the bias that balances them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+
+from hybridlm.compose.block import Block, SharedBlock
+from hybridlm.layers.moe import MoE
+from hybridlm.layers.router import RouterRecord
+
+
+def measures(record: RouterRecord) -> dict[str, Tensor]:
+    """What is logged of a layer's router: how uneven it is, how sure, and what that costs."""
+    values = {"overload": record.overload, "entropy": record.entropy, "balance_loss": record.balance}
+    return {f"router/layer_{record.layer}_{name}": value.detach() for name, value in values.items()}
+
+
+class Rebalancing:
+    """Adds up the loads of a step, however many micro-batches it has, and then moves the biases against them."""
+
+    def __init__(self) -> None:
+        self.loads: dict[int, Tensor] = {}
+
+    def add(self, records: Iterable[RouterRecord]) -> None:
+        """The records of a micro-batch."""
+        for record in records:
+            self.loads[record.layer] = self.loads.get(record.layer, 0) + record.load
+
+    def step(self, blocks: nn.ModuleList, everywhere: Callable[[Tensor], Tensor]) -> None:
+        """Rebalance every mixture, once by what all places of its weights got. everywhere: the sum over devices."""
+        mixtures: dict[MoE, Tensor] = {}
+        for layer, load in self.loads.items():
+            mlp = _mlp(blocks[layer])
+            if isinstance(mlp, MoE) and mlp.config.bias_rate:
+                mixtures[mlp] = mixtures.get(mlp, 0) + load
+        for mlp, load in mixtures.items():
+            mlp.rebalance(everywhere(load))
+        self.loads = {}
+
+
+def _mlp(block: Block | SharedBlock) -> nn.Module | None:
+    return block.block.mlp if isinstance(block, SharedBlock) else block.mlp

@@ -269,7 +269,7 @@ def test_error_of_reconstruction_falls_with_n_as_the_theory_says():
     assert zoh[3] < 0.169 * 2**-11  # one doubling of n: more than the eleventh power
     assert max(zoh[3:]) < 2e-4
     assert bilinear[:3] == pytest.approx(zoh[:3], rel=0.01)
-    assert all(0.005 < e < 0.02 for e in bilinear[3:])
+    assert all(0.005 < e < 0.03 for e in bilinear[3:])
     assert all(e <= left_out(n) + 2e-4 for n, e in zip(SIZES, zoh, strict=True))
     assert left_out(32) < 1e-3
 

@@ -31,6 +31,7 @@ class Context:
     past:      host int, the most slots that any row fills before this call (an upper bound).
     extent:    host int, the same after this call.
     order:     (b, t) int64, what `align` gathers by; mask: (b, t) bool, `valid` as it was given. None: nothing moves.
+    embeddings: (b, t, d), aligned, what entered the stack; None: no layer asks.
     journal:   a list to which layers add records of the call (`RouterRecord`); None: nobody reads them.
     """
 
@@ -42,6 +43,7 @@ class Context:
     extent: int = 0
     order: Tensor | None = None
     mask: Tensor | None = None
+    embeddings: Tensor | None = None
     journal: list | None = None
 
     @classmethod

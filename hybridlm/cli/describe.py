@@ -141,12 +141,23 @@ def _layer_table(about: dict) -> Any:
     row("embedding", "", "", "", "1", parameters=about["parameters"]["embedding"])
     for kind in about["kinds"]:
         mixer = _chips(kind["mixers"]) or "-"
-        cells = (_escape(kind["block"]), mixer, kind["mlp"] or "-", where(kind["layers"]), str(kind["count"]))
+        cells = (_escape(kind["block"]), mixer, _beside(kind), where(kind["layers"]), str(kind["count"]))
         row(*cells, parameters=kind["parameters"])
     row("norm and head", "", "", "", "1", parameters=about["parameters"]["final_norm"] + about["parameters"]["head"])
     table.add_section()
     row("total", "", "", "", str(about["layers"]), parameters=total)
     return table
+
+
+def _beside(kind: dict) -> str:
+    """Its MLP, and under it what else it does."""
+    return "\n".join([kind["mlp"] or "-", *(_option(word, said) for word, said in kind.get("options", {}).items())])
+
+
+def _option(word: str, said: Any) -> str:
+    if isinstance(said, dict):
+        said = " and ".join(f"{rank} on the {half}" for half, rank in said.items() if rank)
+    return f"{word.replace('_', ' ')}: {said}"
 
 
 def _context_table(about: dict, context: str) -> Any:

@@ -98,6 +98,8 @@ def _trace(plan: LayerPlan, spec: ModelSpec, device: str, tokens: int) -> list[d
 
     They are asked, not guessed: the layer is called, on tensors that have shapes and a device but no memory.
     """
+    from dataclasses import replace
+
     import torch
     from torch._subclasses import FakeTensorMode
 
@@ -112,7 +114,7 @@ def _trace(plan: LayerPlan, spec: ModelSpec, device: str, tokens: int) -> list[d
         x = torch.zeros(1, tokens, spec.d_model, device=device)
         state = block.init_state(1, 256, device=device, dtype=x.dtype) if tokens == 1 else None
         try:
-            block(x, state, Cursor.zeros(1, device=device).open(x))
+            block(x, state, replace(Cursor.zeros(1, device=device).open(x), embeddings=x))
         except RuntimeError as error:  # a layer that looks at values cannot be called without any
             return [{"op": "?", "backend": "?", "why": f"it cannot be asked: {str(error).splitlines()[0]}"}]
     return [{"op": op, "backend": backend, "why": REASONS[backend]} for op, backend in dict.fromkeys(seen)]

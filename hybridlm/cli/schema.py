@@ -22,7 +22,7 @@ def print_schema() -> None:
 def model_schema() -> dict[str, Any]:
     """The schema, with one definition for each registered mixer and MLP. A plugin that does not import is left out."""
     from hybridlm.compose.ends import EMBEDS, HEADS
-    from hybridlm.compose.spec import COMBINATIONS, NORM_NAMES, ModelSpec
+    from hybridlm.compose.spec import COMBINATIONS, NORM_NAMES, NORM_PLACES, ModelSpec
     from hybridlm.registry import mixers, mlps
 
     parts = {"mixer": _parts(mixers), "mlp": _parts(mlps)}
@@ -36,11 +36,11 @@ def model_schema() -> dict[str, Any]:
         "head": {"$ref": "#/$defs/head", **_about(root, "head"), "default": "lm"},
     }
     root["anyOf"] = [{"type": "object", "required": names} for names in (["vocab_size"], ["embed", "head"])]
-    for name, allowed in {"combine": COMBINATIONS, "norm": NORM_NAMES}.items():
+    for name, allowed in {"combine": COMBINATIONS, "norm": NORM_NAMES, "norms": NORM_PLACES}.items():
         root["properties"][name]["enum"] = list(allowed)
     block = {
         "type": "object",
-        "properties": {kind: {"$ref": f"#/$defs/{kind}"} for kind in parts},
+        "properties": {kind: {"$ref": f"#/$defs/{kind}"} for kind in parts} | _options(),
         "additionalProperties": False,
     }
     definitions = {
@@ -52,6 +52,19 @@ def model_schema() -> dict[str, Any]:
     parts |= ends
     definitions |= {f"{kind}.{name}": part for kind in parts for name, part in parts[kind].items()}
     return {"$schema": DIALECT, "title": "A hybridlm model", **root, "$defs": definitions}
+
+
+def _options() -> dict[str, Any]:
+    """What a block may say besides. Where it says nothing of its norms, the model's key holds."""
+    from hybridlm.compose.options import INPUTS, OUTPUTS, Options, Ranks
+    from hybridlm.compose.spec import NORM_PLACES
+
+    options, ranks = _fields(Options)["properties"], _fields(Ranks)
+    for name, allowed in {"norms": NORM_PLACES, "input": INPUTS, "output": OUTPUTS}.items():
+        options[name]["enum"] = list(allowed)
+    options["low_rank"]["anyOf"] = [*_typed(int)["anyOf"], ranks]
+    del options["norms"]["default"]
+    return options
 
 
 def _choice(kind: str, parts: dict[str, Any], words: list[str], others: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,17 +1,18 @@
-"""One layer of the stack: pre-norm, residual, a mixer and an MLP."""
+"""One layer of the stack: norms, a mixer and an MLP around the residual stream."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybridlm.compose.plan import LayerPlan, Part
+from hybridlm.compose.plan import LayerPlan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.context import Context
+from hybridlm.layers import init
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import norm_class
@@ -48,114 +49,82 @@ class SideBySide(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)); either half may be absent."""
+    """x + mixer(norm(x)), then x + mlp(mlp_norm(x)); either half may be absent. `Options` says what else there is:
+
+    norms: sandwich             x + post_norm(mixer(norm(x))), then x + mlp_post_norm(mlp(mlp_norm(x)))
+                                Ding et al. 2021 (arXiv:2105.13290), section 2.4
+    input: concat_embeddings    the mixer reads norm([x, e])
+                                Glorioso et al. 2024, Zamba (arXiv:2405.16712), figure 2
+    output: next_mixer          x stays; proj(mlp(mlp_norm(mixer(norm(x))))) is `aside` of the next block, whose mixer
+                                reads norm(x + aside). The same, eq. 6
+    """
 
     def __init__(self, layer: LayerPlan, spec: ModelSpec):
         super().__init__()
-        norm = norm_class(spec.norm)
-        self.norm = norm(spec.d_model, spec.norm_eps) if layer.mixers else None
+        width, options = spec.d_model, layer.options
+        norm = partial(norm_class(spec.norm), eps=spec.norm_eps)
+        sandwich, aside = options.norms == "sandwich", options.output == "next_mixer"
+        self.reads_embeddings = options.input == "concat_embeddings"
+        self.norm = norm(options.reads(width)) if layer.mixers else None
         self.mixer = _mixer(layer, spec) if layer.mixers else None
-        self.mlp_norm = norm(spec.d_model, spec.norm_eps) if layer.mlp else None
-        self.mlp = layer.mlp.cls(layer.mlp.config, spec.d_model) if layer.mlp else None
+        self.post_norm = norm(width) if layer.mixers and sandwich else None
+        self.mlp_norm = norm(width) if layer.mlp else None
+        self.mlp = layer.mlp.build() if layer.mlp else None
+        self.mlp_post_norm = norm(width) if layer.mlp and sandwich else None
+        self.proj = nn.Linear(width, width, bias=False) if aside and layer.label is None else None
         self.dropout = nn.Dropout(spec.dropout)
 
     @property
     def writes(self) -> int:
         """How many times it adds to the residual stream."""
-        return (self.mixer is not None) + (self.mlp is not None)
+        return 0 if self.proj is not None else (self.mixer is not None) + (self.mlp is not None)
 
     def reset_parameters(self, streams: Streams) -> None:
         """Each part's own, from its own streams."""
-        for name in ("norm", "mixer", "mlp_norm", "mlp"):
+        for name in ("norm", "mixer", "post_norm", "mlp_norm", "mlp", "mlp_post_norm"):
             part = getattr(self, name)
             if part is not None:
                 part.reset_parameters(streams.at(name))
+        if self.proj is not None:
+            init.linear(self.proj, streams, "proj")
 
     def init_state(self, batch: int, max_length: int, **where: Any) -> Layer:
         """The mixer's empty state; () for an MLP alone, which remembers nothing."""
         return () if self.mixer is None else self.mixer.init_state(batch, max_length, **where)
 
     def forward(
-        self, x: Tensor, state: Layer | None, ctx: Context, mixer: nn.Module | None = None
-    ) -> tuple[Tensor, Layer | None]:
-        """The residual stream x (b, t, d) -> the same after this layer, and the layer's next state.
+        self, x: Tensor, state: Layer | None, ctx: Context, aside: Tensor | None = None
+    ) -> tuple[Tensor, Layer | None, Tensor | None]:
+        """The residual stream x (b, t, d) -> the same after this layer, the layer's next state, and the next aside.
 
-        mixer: this block's own under another config, where a place with shared weights has one.
+        aside: (b, t, d), what the block before adds to the input of this one's mixer alone; None: nothing.
         """
+        if self.proj is not None:
+            y, state = self._mix(x, state, ctx, aside) if self.mixer is not None else (x, state)
+            y = self._feed(y, ctx) if self.mlp is not None else y
+            return x, state, self.dropout(self.proj(y))
         if self.mixer is not None:
-            y, state = (mixer or self.mixer)(self.norm(x), state, ctx)
+            y, state = self._mix(x, state, ctx, aside)
             x = x + self.dropout(y)
         if self.mlp is not None:
-            x = x + self.dropout(self._mlp(self.mlp_norm(x), ctx))
-        return x, state
+            x = x + self.dropout(self._feed(x, ctx))
+        return x, state, None
 
-    def _mlp(self, x: Tensor, ctx: Context) -> Tensor:
-        return self.mlp(x, ctx) if getattr(self.mlp, "reads_context", False) else self.mlp(x)
+    def _mix(self, x: Tensor, state: Layer | None, ctx: Context, aside: Tensor | None) -> tuple[Tensor, Layer | None]:
+        x = x if aside is None else x + aside
+        x = torch.cat([x, ctx.embeddings], dim=-1) if self.reads_embeddings else x
+        y, state = self.mixer(self.norm(x), state, ctx)
+        return y if self.post_norm is None else self.post_norm(y), state
 
-
-class SharedBlock(nn.Module):
-    """A place in the stack whose weights live in `model.shared`. It has none of its own.
-
-    Settings of the mixer that change no shape may differ from place to place: the place then calls the shared mixer
-    through a copy of its outer shell, which holds the same parameters and submodules under another config.
-    """
-
-    def __init__(self, block: Block, layer: LayerPlan):
-        super().__init__()
-        self.place = (block, _under(block.mixer, layer))  # a tuple is no submodule: the weights have one name only
-
-    @property
-    def block(self) -> Block:
-        """The shared block."""
-        return self.place[0]
-
-    @property
-    def mixer(self) -> nn.Module | None:
-        """The shared mixer under the config of this place."""
-        return self.place[1] or self.block.mixer
-
-    @property
-    def writes(self) -> int:
-        """How many times it adds to the residual stream."""
-        return self.block.writes
-
-    def init_state(self, batch: int, max_length: int, **where: Any) -> Layer:
-        """This place's own empty state."""
-        return () if self.mixer is None else self.mixer.init_state(batch, max_length, **where)
-
-    def forward(self, x: Tensor, state: Layer | None, ctx: Context) -> tuple[Tensor, Layer | None]:
-        """As Block."""
-        block, mixer = self.place
-        return block(x, state, ctx, mixer)
+    def _feed(self, x: Tensor, ctx: Context) -> Tensor:
+        x = self.mlp_norm(x)
+        y = self.mlp(x, ctx) if getattr(self.mlp, "reads_context", False) else self.mlp(x)
+        return y if self.mlp_post_norm is None else self.mlp_post_norm(y)
 
 
 def _mixer(layer: LayerPlan, spec: ModelSpec) -> Mixer | SideBySide:
-    built = [_build(part, spec) for part in layer.mixers]
+    built = [part.build(eps=spec.norm_eps) for part in layer.mixers]
     if len(built) == 1:
         return built[0]
     normed = layer.combine == "norm_mean"
     return SideBySide(built, [norm_class(spec.norm)(spec.d_model, spec.norm_eps) for _ in built] if normed else [])
-
-
-def _build(part: Part, spec: ModelSpec) -> Mixer:
-    return part.cls(part.config, spec.d_model, eps=spec.norm_eps)
-
-
-def _under(mixer: nn.Module | None, layer: LayerPlan) -> nn.Module | None:
-    """The mixer under the configs of this layer; None where they are its own."""
-    inner = list(mixer.mixers) if isinstance(mixer, SideBySide) else [mixer] if layer.mixers else []
-    wanted = [part.config for part in layer.mixers]
-    if [one.config for one in inner] == wanted:
-        return None
-    shells = [_shell(one, config=config) for one, config in zip(inner, wanted, strict=True)]
-    if not isinstance(mixer, SideBySide):
-        return shells[0]
-    held = _shell(mixer.mixers, _modules={str(i): shell for i, shell in enumerate(shells)})
-    return _shell(mixer, _modules={**mixer._modules, "mixers": held})
-
-
-def _shell(module: nn.Module, **changes: Any) -> Any:
-    """A shallow copy: its dictionaries of parameters, submodules and hooks are the original's own, but for changes."""
-    shell = copy.copy(module)
-    shell.__dict__.update(changes)
-    return shell

@@ -19,7 +19,9 @@ from functools import cached_property
 
 import torch
 
-from hybridlm.compose.plan import LayerPlan, Part, Stack, plan
+from hybridlm.compose.options import Ranks
+from hybridlm.compose.part import Part
+from hybridlm.compose.plan import LayerPlan, Stack, plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear, total
 from hybridlm.layers.norm import norm_parameters
@@ -37,6 +39,7 @@ class LayerCost:
     mixers:     the cost of each of its mixers.
     mlp:        the cost of its MLP, nothing without one.
     norms:      entries of its norms.
+    place:      the cost of what the place itself adds: corrections of shared weights, the way to the next mixer.
     first:      whether its weights are its own or first used here; a label's weights count once.
     """
 
@@ -44,12 +47,14 @@ class LayerCost:
     mixers: tuple[Cost, ...]
     mlp: Cost
     norms: int
+    place: Cost
     first: bool = True
 
     @property
     def parameters(self) -> int:
         """Entries of the weights that this layer adds to the model."""
-        return self.first * (sum(cost.parameters for cost in self.mixers) + self.mlp.parameters + self.norms)
+        weights = sum(cost.parameters for cost in self.mixers) + self.mlp.parameters + self.norms
+        return self.first * weights + self.place.parameters
 
     @property
     def attention(self) -> int:
@@ -63,7 +68,7 @@ class LayerCost:
 
     def forward(self, tokens: int, past: int) -> Flops:
         """FLOPs of one row's call on `tokens` tokens after `past` in the state."""
-        return total([*self.mixers, self.mlp]).forward(tokens, past)
+        return total([*self.mixers, self.mlp, self.place]).forward(tokens, past)
 
     def state(self, max_length: int, dtype: torch.dtype = torch.float32, batch: int = 1) -> StateBytes:
         """Bytes of state of `batch` rows of at most max_length tokens."""
@@ -118,14 +123,14 @@ class ModelCost:
     def all_attention(self, max_length: int, dtype: torch.dtype = torch.float32, batch: int = 1) -> StateBytes:
         """State of the twin: this stack with full attention in the place of every mixer, or of mixers side by side."""
         mixing = sum(bool(layer.mixers) for layer in self.layers)
-        return _bytes([part_cost(self._twin, self.stack.spec)], max_length, dtype, batch * mixing)
+        return _bytes([self._twin.cost()], max_length, dtype, batch * mixing)
 
     @cached_property
     def _twin(self) -> Part:
         """The attention of the twin: that of this stack, or attention as it is by default."""
         parts = (part for layer in self.stack.layers for part in layer.mixers if part.type == TWIN)
-        default = Part(TWIN, mixers.get(TWIN).Config().resolve(self.stack.spec.d_model), mixers)
-        return next(parts, default)
+        width = self.stack.spec.d_model
+        return next(parts, Part(TWIN, mixers.get(TWIN).Config().resolve(width), mixers, width, width))
 
     @cached_property
     def kinds(self) -> list[tuple[LayerCost, int]]:
@@ -181,16 +186,28 @@ def _layers(stack: Stack) -> Iterator[LayerCost]:
 
 
 def _layer(layer: LayerPlan, spec: ModelSpec, first: bool) -> LayerCost:
+    mlp = total([part.cost() for part in layer.mlps])
+    mixers = tuple(part.cost() for part in layer.mixers)
+    return LayerCost(layer, mixers, mlp, _norms(layer, spec), _place(layer, spec.d_model), first)
+
+
+def _norms(layer: LayerPlan, spec: ModelSpec) -> int:
+    """Entries of the norms before and after its mixers and its MLP, and of each mixer's own in a mean of several."""
+    width, halves = spec.d_model, bool(layer.mixers) + bool(layer.mlp)
     joint = len(layer.mixers) if len(layer.mixers) > 1 and layer.combine == "norm_mean" else 0
-    norms = bool(layer.mixers) + bool(layer.mlp) + joint
-    mlp = part_cost(layer.mlp, spec) if layer.mlp else Cost(0)
-    mixers = tuple(part_cost(part, spec) for part in layer.mixers)
-    return LayerCost(layer, mixers, mlp, norms * norm_parameters(spec.norm, spec.d_model), first)
+    after = halves if layer.options.norms == "sandwich" else 0
+    more = layer.options.reads(width) - width if layer.mixers else 0
+    return norm_parameters(spec.norm, (halves + joint + after) * width + more)
 
 
-def part_cost(part: Part, spec: ModelSpec) -> Cost:
-    """What a mixer or an MLP says of itself."""
-    return part.cls.cost(part.config, spec.d_model)
+def _place(layer: LayerPlan, width: int) -> Cost:
+    """Its corrections, each a product from in to rank and one from rank to out; the way to the next mixer."""
+    ranks = layer.options.low_rank or Ranks()
+    halves = [(ranks.mixer, part) for part in layer.mixers] + [(ranks.mlp, part) for part in layer.mlps]
+    readers = [(rank, reader) for rank, part in halves if rank for reader in part.readers().values()]
+    size = sum(rank * (reader.in_features + reader.out_features) for rank, reader in readers)
+    size += width * width * (layer.options.output == "next_mixer")
+    return Cost(size, lambda tokens, past: linear(tokens, size, 1))
 
 
 def _bytes(costs: Sequence[Cost], max_length: int, dtype: torch.dtype, batch: int) -> StateBytes:

@@ -12,6 +12,7 @@ are stable:
         active                 of those, what one token uses: less than total where tokens choose experts
         embedding, head, final_norm
         mixers, mlps, norms    of all layers
+        places                 low-rank corrections of shared weights, and the ways to the next mixer
         attention              of those mixers that keep keys and values
     attention
         layers, mixers         how many hold or are attention; side by side, one layer has several mixers
@@ -21,6 +22,7 @@ are stable:
         block                  its text in the pattern
         count, layers          how many, and their indices from 0
         mixers, mlp, shared    registry names; the label of shared weights, or null
+        options                what it does besides, as a spec says it: {norms, input, output, low_rank}; absent without
         parameters             of all `count` together
         at                     {context: costs} as below, of all `count` together
     embed_at, head_at          {context: costs} of the input layer and of the output matrix
@@ -41,6 +43,7 @@ from typing import Any
 import torch
 
 from hybridlm.compose.cost import BACKWARD, LayerCost, ModelCost, keeps_keys
+from hybridlm.compose.options import Options
 from hybridlm.compose.plan import LayerPlan
 from hybridlm.layers.cost import Cost, Flops, StateBytes
 
@@ -81,6 +84,7 @@ def _parameters(cost: ModelCost) -> dict[str, int]:
         "mixers": sum(mixer.parameters for layer in owners for mixer in layer.mixers),
         "mlps": sum(layer.mlp.parameters for layer in owners),
         "norms": sum(layer.norms for layer in owners),
+        "places": sum(layer.place.parameters for layer in cost.layers),
         "attention": _attention_parameters(cost),
     }
 
@@ -133,6 +137,7 @@ def _ropes(layers: Sequence[LayerPlan]) -> dict[str, bool]:
 
 
 def _kind(cost: ModelCost, layer: LayerCost, count: int, contexts: Sequence[int], batch: int, dtype: Any) -> dict:
+    options = layer.plan.options.said(Options())
     alike = [(i, other) for i, other in enumerate(cost.layers) if other.plan.name == layer.plan.name]
     return {
         "block": layer.plan.name,
@@ -141,6 +146,7 @@ def _kind(cost: ModelCost, layer: LayerCost, count: int, contexts: Sequence[int]
         "mixers": [part.type for part in layer.plan.mixers],
         "mlp": layer.plan.mlp.type if layer.plan.mlp else None,
         "shared": layer.plan.label,
+        **({"options": options} if options else {}),
         "parameters": sum(other.parameters for _, other in alike),
         "at": {
             str(context): _costs(layer, context, count, layer.state(context, dtype, batch * count))

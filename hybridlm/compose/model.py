@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from hybridlm.checks import whole
-from hybridlm.compose.block import Block, SharedBlock, SideBySide
+from hybridlm.compose.block import Block, SideBySide
 from hybridlm.compose.door import check_answer, check_call
 from hybridlm.compose.memory import require_device, require_dtype, require_memory
-from hybridlm.compose.plan import Stack
+from hybridlm.compose.plan import LayerPlan, Stack
 from hybridlm.compose.rate import at_time_scale
 from hybridlm.compose.readout import readout_of
+from hybridlm.compose.shared import SharedBlock
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import SpecError, StateError
@@ -22,7 +23,7 @@ from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import norm_class
 from hybridlm.layers.router import RouterRecord
-from hybridlm.state import Layer, ModelState, leaves
+from hybridlm.state import ModelState, leaves
 
 
 @dataclass
@@ -57,6 +58,7 @@ class HybridLM(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
         self.shared = nn.ModuleDict()
         self.blocks = nn.ModuleList(self._block(layer) for layer in stack.layers)
+        self.reads_embeddings = any(layer.options.input == "concat_embeddings" for layer in stack.layers)
         self.final_norm = norm_class(spec.norm)(spec.d_model, spec.norm_eps)
         self.lm_head = self.head = None
         if spec.head != "lm":
@@ -71,12 +73,12 @@ class HybridLM(nn.Module):
             return nn.Embedding(spec.vocab_size, spec.d_model)
         return nn.Linear(spec.input.channels, spec.d_model)
 
-    def _block(self, layer) -> Block | SharedBlock:
+    def _block(self, layer: LayerPlan) -> Block | SharedBlock:
         if layer.label is None:
             return Block(layer, self.spec)
         if layer.label not in self.shared:
             self.shared[layer.label] = Block(layer, self.spec)
-        return SharedBlock(self.shared[layer.label], layer)
+        return SharedBlock(self.shared[layer.label], layer, self.spec.d_model)
 
     def forward(
         self,
@@ -132,11 +134,11 @@ class HybridLM(nn.Module):
     ) -> tuple[Tensor, ModelState | None]:
         segment_ids = None if segment_ids is None else segment_ids.long()
         ctx = Context.of(inputs, valid, segment_ids) if state is None else state.open(inputs, valid, segment_ids)
-        ctx = replace(ctx, journal=journal)
         x = self._embed(ctx.align(self._numbers(inputs)), ctx)
-        layers: list[Layer] = []
+        ctx = replace(ctx, journal=journal, embeddings=x if self.reads_embeddings else None)
+        aside, layers = None, []
         for i, block in enumerate(self.blocks):
-            x, layer = block(x, None if state is None else state.layers[i], ctx)
+            x, layer, aside = block(x, None if state is None else state.layers[i], ctx, aside)
             layers.append(layer)
             _sign(journal, i)
         return ctx.restore(self.final_norm(x)), state and state.next(layers)
@@ -215,9 +217,9 @@ class HybridLM(nn.Module):
             block.reset_parameters(streams.at(path))
         self._scale_by_depth()
 
-    def _weighted_blocks(self) -> dict[str, Block]:
-        """Path of every block that has weights of its own."""
-        own = {f"blocks.{i}": block for i, block in enumerate(self.blocks) if isinstance(block, Block)}
+    def _weighted_blocks(self) -> dict[str, Block | SharedBlock]:
+        """Path of every block that may have weights of its own."""
+        own = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
         return own | {f"shared.{label}": block for label, block in self.shared.items()}
 
     @torch.no_grad()

@@ -18,6 +18,8 @@ import torch
 
 from hybridlm import checks
 from hybridlm.compose import notation
+from hybridlm.compose.options import WORDS, Options, Ranks, without_options
+from hybridlm.compose.part import Part
 from hybridlm.compose.pattern import MLP_ALONE, Block, Parallel, Pattern, Place, parse
 from hybridlm.compose.spec import COMBINATIONS, ModelSpec, require_known
 from hybridlm.errors import SpecError, UnsupportedError
@@ -25,24 +27,6 @@ from hybridlm.registry import Registry, mixers, mlps
 
 NONE = "none"
 RESERVED_LABELS = frozenset(dir(torch.nn.ModuleDict()))  # model.shared is one, and refuses these as keys
-
-
-@dataclass(frozen=True)
-class Part:
-    """A mixer or an MLP with its resolved config."""
-
-    type: str
-    config: Any
-    registry: Registry
-
-    @property
-    def cls(self) -> type:
-        """The class behind the name."""
-        return self.registry.get(self.type)
-
-    def to_dict(self) -> dict[str, Any]:
-        """{type: ..., every field: ...}"""
-        return {"type": self.type, **dataclasses.asdict(self.config)}
 
 
 @dataclass(frozen=True)
@@ -54,6 +38,7 @@ class LayerPlan:
     mlp:     what follows, or None.
     combine: how several mixers are joined.
     label:   the name of the weights that it shares, or None.
+    options: what it does besides.
     """
 
     name: str
@@ -61,6 +46,12 @@ class LayerPlan:
     mlp: Part | None
     combine: str
     label: str | None
+    options: Options
+
+    @property
+    def mlps(self) -> tuple[Part, ...]:
+        """The MLP, if there is one."""
+        return () if self.mlp is None else (self.mlp,)
 
 
 @dataclass(frozen=True)
@@ -89,7 +80,8 @@ def plan(spec: ModelSpec) -> Stack:
     kinds = {layer.name: layer for layer in stack.layers}
     settled = {name: _settle_rope(layer, rope) for name, layer in kinds.items()}
     layers = tuple(settled[layer.name] for layer in stack.layers)
-    _check_shared(layers, spec.d_model)
+    _check_shared(layers)
+    _check_next(layers)
     return Stack(_resolved(spec, pattern, used, reader, rope), layers)
 
 
@@ -112,6 +104,9 @@ def _native(spec: ModelSpec) -> ModelSpec:
     return replace(spec, pattern=pattern, blocks={**blocks, **spec.blocks}, notation=None)
 
 
+Definition = tuple[Part | None, Part | None, Options]  # of a block: its mixer, its MLP, and its options
+
+
 class _Reader:
     """Reads blocks and places of one spec; equal places give the same LayerPlan."""
 
@@ -120,6 +115,7 @@ class _Reader:
         self.given = given
         self.block = functools.cache(self._block)
         self.mlp = self.part(mlps, "mlp", spec.mlp)
+        self.plain = Options(norms=spec.norms)
         self._layers: dict[str, LayerPlan] = {}
 
     def layer(self, place: Place) -> LayerPlan:
@@ -129,55 +125,69 @@ class _Reader:
             self._layers[name] = self._parallel(place) if isinstance(place, Parallel) else self._single(place)
         return self._layers[name]
 
-    def _block(self, name: str, override: str = "") -> tuple[Part | None, Part | None]:
-        """The mixer and MLP of a defined block."""
-        given, path = self.given[name], f"blocks.{name}"
-        require_known(given, ["mixer", "mlp"], f"{path}.")
-        mixer = self.part(mixers, f"{path}.mixer", given.get("mixer", NONE))
-        mlp = self.part(mlps, f"{path}.mlp", given["mlp"]) if "mlp" in given else self.mlp
+    def _block(self, name: str) -> Definition:
+        """What is defined under a name."""
+        given, path = self.given[name], f"blocks.{name}."
+        require_known(given, ["mixer", "mlp", *WORDS], path)
+        options = self.plain.saying(given, path)
+        mixer = self.part(mixers, f"{path}mixer", given.get("mixer", NONE), options.reads(self.spec.d_model))
+        mlp = self.part(mlps, f"{path}mlp", given["mlp"]) if "mlp" in given else self.mlp
         if mixer is None and mlp is None:
-            raise SpecError(f"{path}: neither mixer nor mlp; a block needs one of them")
-        return mixer, mlp
+            raise SpecError(f"blocks.{name}: neither mixer nor mlp; a block needs one of them")
+        if mixer is None and options.input != "residual":
+            raise SpecError(f"{path}input: {options.input} is for a mixer, and the block has none")
+        if mixer is not None and mixer.reads != mixer.writes:
+            _check_narrow(mixer, f"{path}input: {options.input}")
+        return mixer, mlp, options
 
     def _single(self, block: Block) -> LayerPlan:
-        mixer, mlp = self._overridden(block)
-        return LayerPlan(str(block), (mixer,) if mixer else (), mlp, self.spec.combine, block.label)
+        mixer, mlp, options = self._overridden(block)
+        return self._layer(block, (mixer,) if mixer else (), mlp, self.spec.combine, options)
 
-    def _overridden(self, block: Block) -> tuple[Part | None, Part | None]:
-        """A block's parts, with the settings that this occurrence changes."""
-        path = f"pattern.{block.name}"
+    def _overridden(self, block: Block) -> Definition:
+        """A block's parts and options, with the settings that this occurrence changes."""
+        path = f"pattern.{block.name}."
         if block.name == MLP_ALONE:
             if self.mlp is None:
                 raise SpecError("pattern: '-' is an MLP alone, but the spec says mlp: none")
-            return None, self._changed(self.mlp, block.override, path)
-        mixer, mlp = self.block(block.name)
-        change = dict(block.override)
+            options, change = _said(self.plain, block.override, path)
+            return None, self._changed(self.mlp, change, path), options
+        mixer, mlp, options = self.block(block.name)
+        options, change = _said(options, block.override, path)
         if "mlp" in change:
-            mlp = self.part(mlps, f"{path}.mlp", change.pop("mlp"))
+            mlp = self.part(mlps, f"{path}mlp", change.pop("mlp"))
         if not change:
-            return mixer, mlp
+            return mixer, mlp, options
         if mixer is None:
-            raise SpecError(f"{path}.{next(iter(change))}: the block has no mixer; only mlp can be overridden here")
-        return self._changed(mixer, change, path), mlp
+            raise SpecError(f"{path}{next(iter(change))}: the block has no mixer; only mlp and options change here")
+        return self._changed(mixer, change, path, ["mlp"]), mlp, options
 
     def _parallel(self, place: Parallel) -> LayerPlan:
-        parts = [self._overridden(block) for block in place.members]
-        if any(mixer is None for mixer, _ in parts):
+        members, path = [self._overridden(block) for block in place.members], f"pattern.{place}."
+        if any(mixer is None for mixer, *_ in members):
             raise SpecError(f"pattern: {place}: every member of < | > needs a mixer")
-        change = dict(place.override)
-        combine = checks.choice(f"pattern.{place}.combine", change.pop("combine", self.spec.combine), COMBINATIONS)
-        mlp = parts[0][1]
+        _, mlp, options = members[0]
+        options, change = _said(options, place.override, path)
+        combine = checks.choice(f"{path}combine", change.pop("combine", self.spec.combine), COMBINATIONS)
+        for word in [word for word in WORDS if word not in place.override]:
+            if any(getattr(other, word) != getattr(options, word) for *_, other in members):
+                raise SpecError(f"pattern: {place}: its members differ in {word}; say it once, behind the >")
         if "mlp" in change:
-            mlp = self.part(mlps, f"pattern.{place}.mlp", change.pop("mlp"))
-        elif any(other != mlp for _, other in parts):
+            mlp = self.part(mlps, f"{path}mlp", change.pop("mlp"))
+        elif any(other != mlp for _, other, _ in members):
             raise SpecError(
                 f"pattern: {place}: its members have different MLPs; give them one, or write <..>{{mlp: ..}}"
             )
-        require_known(change, ["combine", "mlp"], f"pattern.{place}.")
-        return LayerPlan(str(place), tuple(mixer for mixer, _ in parts), mlp, combine, place.label)
+        require_known(change, ["combine", "mlp", *WORDS], path)
+        return self._layer(place, tuple(mixer for mixer, *_ in members), mlp, combine, options)
 
-    def part(self, registry: Registry, path: str, given: Any) -> Part | None:
-        """A part from {type: name, field: value, ...}, or from its name alone; None for none."""
+    def _layer(
+        self, place: Place, found: tuple[Part, ...], mlp: Part | None, combine: str, options: Options
+    ) -> LayerPlan:
+        return _corrected(LayerPlan(str(place), found, mlp, combine, place.label, options))
+
+    def part(self, registry: Registry, path: str, given: Any, reads: int | None = None) -> Part | None:
+        """A part from {type: name, field: value, ...}, or from its name alone; None for none. reads: if not d_model."""
         if given is None or given == NONE:
             return None
         given = {"type": given} if isinstance(given, str) else given
@@ -187,7 +197,7 @@ class _Reader:
             )
         if given["type"] == NONE:
             return None
-        part = Part(given["type"], None, registry)
+        part = Part(given["type"], None, registry, reads or self.spec.d_model, self.spec.d_model)
         try:
             config_class = part.cls.Config
         except SpecError as error:
@@ -195,20 +205,35 @@ class _Reader:
         config = _config(config_class, {key: value for key, value in given.items() if key != "type"}, f"{path}.")
         return self._settled(replace(part, config=config), f"{path}.")
 
-    def _changed(self, part: Part, change: Mapping[str, Any], path: str) -> Part:
-        values = {**dataclasses.asdict(part.config), **_checked(type(part.config), change, f"{path}.")}
-        return self._settled(replace(part, config=type(part.config)(**values)), f"{path}.")
+    def _changed(self, part: Part, change: Mapping[str, Any], path: str, more: list[str] | None = None) -> Part:
+        require_known(change, [*dataclasses.asdict(part.config), *(more or []), *WORDS], path)
+        values = {**dataclasses.asdict(part.config), **_checked(type(part.config), change, path)}
+        return self._settled(replace(part, config=type(part.config)(**values)), path)
 
     def _settled(self, part: Part, path: str) -> Part:
         """The part with its config's defaults filled in for this width; rope may stay open until all is known."""
         open_rope = dataclasses.asdict(part.config).get("rope", False) is None
         try:
-            config = part.config.resolve(self.spec.d_model)
+            config = part.config.resolve(part.reads)
         except UnsupportedError:
             raise
         except ValueError as error:
             raise SpecError(f"{path}{error}") from error
         return replace(part, config=replace(config, rope=None) if open_rope else config)
+
+
+def _said(options: Options, override: Mapping[str, Any], path: str) -> tuple[Options, dict[str, Any]]:
+    """The options as a place's override changes them, and the rest of it."""
+    if "input" in override:
+        raise SpecError(f"{path}input: the sizes of a mixer follow from it; say it where the block is defined")
+    return options.saying(override, path), without_options(override)
+
+
+def _check_narrow(mixer: Part, path: str) -> None:
+    try:
+        mixer.shapes()
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
 
 
 def _config(cls: type, given: Mapping[str, Any], path: str) -> Any:
@@ -262,39 +287,63 @@ def _with_rope(part: Part, rope: bool) -> Part:
     return part
 
 
-def _check_shared(layers: tuple[LayerPlan, ...], d_model: int) -> None:
+def _check_shared(layers: tuple[LayerPlan, ...]) -> None:
     """One label is one set of weights: the same parts everywhere, settings that change no shape apart."""
     first: dict[str, LayerPlan] = {}
     for layer in layers:
         if layer.label in RESERVED_LABELS:
             raise SpecError(f"pattern: {layer.name}: the label {layer.label!r} is a word of PyTorch's; choose another")
         other = first.setdefault(layer.label, layer) if layer.label else layer
-        if layer != other and _weights(layer, d_model) != _weights(other, d_model):
+        if layer != other and _weights(layer) != _weights(other):
             raise SpecError(
                 f"pattern: {layer.name} and {other.name} share the weights {layer.label!r} but differ in their shapes, "
                 "initial values or MLP; an override on a shared place may change none of these"
             )
 
 
-def _weights(layer: LayerPlan, d_model: int) -> tuple:
+def _weights(layer: LayerPlan) -> tuple:
     """Everything about a layer's weights: its parts, the name and shape of each parameter, how they begin."""
-    parts = [*layer.mixers, *([layer.mlp] if layer.mlp else [])]
     first = [{name: dataclasses.asdict(part.config)[name] for name in part.cls.initial_fields} for part in layer.mixers]
-    return layer.combine, layer.mlp, first, tuple((part.type, _shapes(part, d_model)) for part in parts)
+    shapes = tuple((part.type, part.shapes()) for part in (*layer.mixers, *layer.mlps))
+    return layer.combine, layer.mlp, layer.options.norms, layer.options.input, first, shapes
 
 
-@functools.lru_cache(maxsize=256)
-def _shapes(part: Part, d_model: int) -> tuple:
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        module = part.cls(part.config, d_model)
-    return tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
+def _check_next(layers: tuple[LayerPlan, ...]) -> None:
+    """What goes to the next layer's mixer needs one there."""
+    for i, layer in enumerate(layers):
+        if layer.options.output == "next_mixer" and not (i + 1 < len(layers) and layers[i + 1].mixers):
+            after = f"{layers[i + 1].name} has none" if i + 1 < len(layers) else "there is none"
+            raise SpecError(
+                f"pattern: {layer.name}, layer {i}: output: next_mixer is for the mixer of the next layer; {after}"
+            )
+
+
+def _corrected(layer: LayerPlan) -> LayerPlan:
+    """The layer with the ranks of its corrections settled: a number alone is for whatever can be corrected."""
+    given = layer.options.low_rank
+    if not given:
+        return layer
+    name = f"pattern: {layer.name}: low_rank"
+    if layer.label is None:
+        raise SpecError(f"{name}: it corrects weights that places share; give the block a label, as in A@shared")
+    able = {
+        "mixer": any(part.readers() for part in layer.mixers),
+        "mlp": any(part.readers() for part in layer.mlps),
+    }
+    ranks = given if isinstance(given, Ranks) else Ranks(**{half: given * fact for half, fact in able.items()})
+    for half in [half for half, fact in able.items() if getattr(ranks, half) and not fact]:
+        raise SpecError(f"{name}.{half}: it has no linear layer that reads; leave it out")
+    if ranks == Ranks():
+        raise SpecError(f"{name}: neither its mixer nor its MLP has a linear layer that reads; leave it out")
+    return replace(layer, options=replace(layer.options, low_rank=ranks))
 
 
 def _resolved(spec: ModelSpec, pattern: Pattern, used: dict, reader: _Reader, rope: bool) -> ModelSpec:
     """The spec that says everything: canonical pattern, the blocks in use with every field, the MLP in full."""
     blocks = {}
-    for name, (mixer, mlp) in used.items():
+    for name, (mixer, mlp, options) in used.items():
         mixer = mixer and _with_rope(mixer, rope)
         blocks[name] = {"mixer": mixer.to_dict() if mixer else NONE, "mlp": mlp.to_dict() if mlp else NONE}
+        blocks[name] |= options.said(reader.plain)
     mlp = reader.mlp.to_dict() if reader.mlp else NONE
     return replace(spec, pattern=str(pattern), blocks=blocks, mlp=mlp)

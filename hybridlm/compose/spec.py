@@ -30,6 +30,7 @@ from hybridlm.errors import SpecError
 
 BLOCK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 NORM_NAMES = ("rmsnorm", "layernorm")
+NORM_PLACES = ("pre", "sandwich")
 COMBINATIONS = ("sum", "norm_mean")
 
 
@@ -40,9 +41,11 @@ class ModelSpec:
     d_model:          width of the residual stream.
     vocab_size:       number of token ids; of a model that neither reads tokens nor writes them, None.
     pattern:          the stack, in the pattern language, or in the foreign `notation`.
-    blocks:           what each letter or [name] stands for: {mixer: {type, ...}, mlp: {type, ...} or none}.
+    blocks:           what each letter or [name] stands for: {mixer: {type, ...}, mlp: {type, ...} or none}, and
+                      options: norms, input, output, low_rank.
                       Without any, the default alphabet: the registered mixers by their letters.
     mlp:              the MLP of blocks that do not say, and of "-"; none for no MLP.
+    norms:            of blocks that do not say, and of "-": pre, or sandwich, a second norm after mixer and MLP each.
     combine:          how mixers side by side are joined: sum, or norm_mean (the mean of their normalised outputs).
     notation:         None, or megatron | layer_types | attn_layer_idx, for patterns written in those languages.
     embed:            what goes in: tokens, or signals by {type: linear, channels: 3}.
@@ -59,6 +62,7 @@ class ModelSpec:
     pattern: Any
     blocks: Mapping[str, Any] = field(default_factory=dict)
     mlp: Any = "swiglu"
+    norms: str = "pre"
     combine: str = "sum"
     notation: str | None = None
     embed: Any = "tokens"
@@ -72,6 +76,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         checks.whole("d_model", self.d_model)
         self._check_ends()
+        checks.choice("norms", self.norms, NORM_PLACES)
         checks.choice("combine", self.combine, COMBINATIONS)
         checks.choice("norm", self.norm, NORM_NAMES)
         checks.flag("tie_embeddings", self.tie_embeddings)
@@ -155,8 +160,8 @@ class ModelSpec:
             raise error if str(path) in str(error) else SpecError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain mapping; `from_dict` gives the spec back. Ends that are those of a language model go unsaid."""
-        unsaid = {"embed": "tokens", "head": "lm"}
+        """The plain mapping; `from_dict` gives the spec back. What once was the only way goes unsaid."""
+        unsaid = {"norms": "pre", "embed": "tokens", "head": "lm"}
         said = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: _plain(v) for name, v in said.items() if v is not None and unsaid.get(name) != v}
 

@@ -48,7 +48,7 @@ class Attention(Heads):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: KVState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], KVState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], KVState | None]:
         x, ctx = self.enter(x, state, ctx)
         q, k, v = self.project(x, ctx.positions)
         if state is None:

@@ -78,7 +78,7 @@ class GRU(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: GRUState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], GRUState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], GRUState | None]:
         x, ctx = self.enter(x, state, ctx)
         y, h = gru(
             x,

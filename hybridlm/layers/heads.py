@@ -111,7 +111,7 @@ class Heads(Mixer):
             q, k = rotary(q, positions, theta), rotary(k, positions, theta)
         return q, k, v
 
-    def merge(self, y: Float[Tensor, "b t h p"]) -> Float[Tensor, "b t d"]:
+    def merge(self, y: Float[Tensor, "b t h p"]) -> Float[Tensor, "b t e"]:
         """Heads -> the residual stream."""
         return self.o_proj(rearrange(y, "b t h p -> b t (h p)"))
 

@@ -136,7 +136,7 @@ class LinearAttention(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: LinearAttentionState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], LinearAttentionState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], LinearAttentionState | None]:
         x, ctx = self.enter(x, state, ctx)
         q, k = (self.features(project(x)) for project in (self.q_proj, self.k_proj))
         y, ssm = linear_attention(

@@ -81,7 +81,7 @@ class LSTM(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: LSTMState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], LSTMState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], LSTMState | None]:
         x, ctx = self.enter(x, state, ctx)
         y, (h, c) = lstm(
             x,

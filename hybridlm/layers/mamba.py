@@ -153,7 +153,7 @@ class Mamba(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: MambaState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], MambaState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], MambaState | None]:
         x, ctx = self.enter(x, state, ctx)
         x, *z = self.in_proj(x).split(len(self.D), dim=-1)
         x, conv = self.conv1d(x, None if state is None else state.conv, ctx)

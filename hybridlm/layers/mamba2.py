@@ -143,7 +143,7 @@ class Mamba2(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: Mamba2State | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], Mamba2State | None]:
+    ) -> tuple[Float[Tensor, "b t e"], Mamba2State | None]:
         x, ctx = self.enter(x, state, ctx)
         z, xBC, dt = self.in_proj(x).split(self.widths, dim=-1)
         xBC, conv = self.conv1d(xBC, None if state is None else state.conv, ctx)

@@ -108,7 +108,7 @@ class S4(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: S4State | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], S4State | None]:
+    ) -> tuple[Float[Tensor, "b t e"], S4State | None]:
         x, ctx = self.enter(x, state, ctx)
         y, ssm = s4_scan(
             x,

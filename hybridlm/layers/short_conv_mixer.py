@@ -88,7 +88,7 @@ class ShortConvMixer(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: ShortConvMixerState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], ShortConvMixerState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], ShortConvMixerState | None]:
         x, ctx = self.enter(x, state, ctx)
         held = None if state is None else state.conv
         if self.config.gate:

@@ -61,7 +61,7 @@ class SlidingWindow(Heads):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: RingState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], RingState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], RingState | None]:
         x, ctx = self.enter(x, state, ctx)
         q, k, v = self.project(x, ctx.positions)
         if state is None:

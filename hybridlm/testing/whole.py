@@ -15,6 +15,7 @@ from torch import Tensor
 from hybridlm.compose.build import build
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.spec import ModelSpec
+from hybridlm.context import Context
 from hybridlm.ops.backend import use
 from hybridlm.state import ModelState
 from hybridlm.testing.result import EXACT
@@ -52,7 +53,7 @@ class Whole(Subject):
     def run(
         self, x: Tensor, state: ModelState | None = None, valid: Tensor | None = None, ids: Tensor | None = None
     ) -> tuple[Tensor, ModelState | None]:
-        with embedded(self.module, x):
+        with embedded(self.module, Context.of(x, valid).align(x)):
             return self.read(self.blank(*x.shape[:2]).to(x.device), state, valid, ids)
 
     def read(
@@ -86,13 +87,8 @@ class Whole(Subject):
 
 @contextmanager
 def embedded(model: HybridLM, x: Tensor) -> Iterator[None]:
-    """Within the block, the stack reads x (b, t, d), as given, in place of the embeddings of its tokens."""
-
-    def replace(block: torch.nn.Module, inputs: tuple) -> tuple:
-        embeddings, state, ctx = inputs
-        return ctx.align(x).to(embeddings.dtype), state, ctx
-
-    handle = model.blocks[0].register_forward_pre_hook(replace)
+    """Within the block, the embedding of any tokens is x (b, t, d), aligned."""
+    handle = model.embed.register_forward_hook(lambda *_: x)
     try:
         yield
     finally:

@@ -20,6 +20,14 @@ def whole(field: str, value: object, low: int = 1, high: int = LARGEST) -> int:
     return value
 
 
+def paired(field: str, value: object) -> int:
+    """A number of states, even, as they come in conjugate couples."""
+    states = whole(field, value, low=2, high=4096)
+    if states % 2:
+        raise SpecError(f"{field}: {states} is odd; states come in couples: use {states - 1} or {states + 1}")
+    return states
+
+
 def integer(field: str, value: object) -> int:
     """An integer of any size; True and 2.0 are none."""
     if isinstance(value, bool) or not isinstance(value, int):

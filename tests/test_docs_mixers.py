@@ -88,7 +88,7 @@ def _value(formula: str, letters: dict):
 
 def _letters(name: str, config, d: int, **more) -> dict:
     """d, the fields of the config, and the page's letters, in the order in which it introduces them."""
-    known = {"d": d, **{field: getattr(config, field) for field in config.__dataclass_fields__}, **more}
+    known = {"d": d, "pi": math.pi, **{field: getattr(config, field) for field in config.__dataclass_fields__}, **more}
     for letter, meaning in _table(name, "letter"):
         known[_code(letter)] = _value(_code(meaning), known)
     return known

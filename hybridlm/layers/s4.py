@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import interval, real, whole
+from hybridlm.checks import interval, paired, real
 from hybridlm.context import Context
-from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
@@ -46,12 +45,14 @@ class S4Config:
 
     def resolve(self, d_model: int) -> "S4Config":
         """Every field checked."""
-        d_state = whole("d_state", self.d_state, low=2, high=4096)
-        if d_state % 2:
-            raise SpecError(f"d_state: {d_state} is odd; states come in couples: use {d_state - 1} or {d_state + 1}")
         dt_min, dt_max = interval("dt_min", self.dt_min, "dt_max", self.dt_max, 1e-6, 10)
-        time_scale = real("time_scale", self.time_scale, 1e-6, 1e6)
-        return replace(self, d_state=d_state, dt_min=dt_min, dt_max=dt_max, time_scale=time_scale)
+        return replace(
+            self,
+            d_state=paired("d_state", self.d_state),
+            dt_min=dt_min,
+            dt_max=dt_max,
+            time_scale=real("time_scale", self.time_scale, 1e-6, 1e6),
+        )
 
 
 @dataclass

@@ -33,7 +33,7 @@ class Dense:
         if rule == "zoh":
             both = torch.zeros(len(dt), n + 1, n + 1, dtype=A.dtype)
             both[:, :n, :n], both[:, :n, n] = A, B
-            both = torch.linalg.matrix_exp(step * both)
+            both = torch.stack([expm(matrix) for matrix in step * both])
             self.A, self.B = both[:, :n, :n], both[:, :n, n]
         else:
             eye = torch.eye(n, dtype=A.dtype)
@@ -48,6 +48,18 @@ class Dense:
             outputs.append((self.C * h).sum(-1).real + self.D * token)
             states.append(torch.view_as_real(h[..., : h.shape[-1] // 2]))
         return torch.stack(outputs, 1), torch.stack(states, 1)
+
+
+def expm(M):
+    """e^M by scaling, Taylor's series and squaring. (torch's is right to 1e-10 only for small complex matrices.)"""
+    halvings = max(0, math.ceil(math.log2(M.abs().sum(0).max().item() + 1e-300)) + 1)
+    term = total = torch.eye(len(M), dtype=M.dtype)
+    for k in range(1, 20):
+        term = term @ M / 2**halvings / k
+        total = total + term
+    for _ in range(halvings):
+        total = total @ total
+    return total
 
 
 def full(x):

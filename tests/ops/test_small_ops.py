@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hybridlm.errors import SpecError, UnsupportedError
 from hybridlm.ops import backend
 from hybridlm.ops.cross_entropy import linear_cross_entropy
-from hybridlm.ops.norm import gated_rms_norm, layer_norm, rms_norm
+from hybridlm.ops.norm import gated_rms_norm, l2_norm, layer_norm, rms_norm
 from hybridlm.ops.rotary import rotary
 
 X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -33,6 +33,16 @@ def test_norms_take_their_statistics_in_float32(dtype):
     for y in (rms_norm(x, W.to(dtype), 1e-5), layer_norm(x, W.to(dtype), W.to(dtype), 1e-5)):
         assert y.dtype == dtype
         assert y.isfinite().all()
+
+
+def test_l2_norm_of_a_zero_is_zero_and_has_a_gradient():
+    x = torch.randn(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(l2_norm(x, 1e-6), x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt())
+    zero = torch.zeros(5, requires_grad=True)
+    assert torch.equal(l2_norm(zero, 1e-6), zero)
+    (gradient,) = torch.autograd.grad(l2_norm(zero, 1e-6).sum(), zero)
+    torch.testing.assert_close(gradient, torch.full((5,), 1e3))
+    assert l2_norm(torch.ones(4, dtype=torch.bfloat16), 1e-6).dtype == torch.float32
 
 
 def test_rotary_depends_on_differences_of_positions_only():

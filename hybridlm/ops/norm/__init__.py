@@ -32,3 +32,8 @@ def gated_rms_norm(
     Dao and Gu 2024, section 7.1 (the norm before the output projection). (..., d) -> (..., d).
     """
     return resolve("gated_rms_norm", backend, {"reference": reference.gated_rms_norm})(y, z, weight, eps, groups)
+
+
+def l2_norm(x: Float[Tensor, "*b d"], eps: float, backend: str = "auto") -> Tensor:
+    """x / sqrt(sum x^2 + eps), in at least float32: of length 1, or 0 where x is. (..., d) -> (..., d)."""
+    return resolve("l2_norm", backend, {"reference": reference.l2_norm})(x, eps)

@@ -25,3 +25,8 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int
     y = rearrange(_widen(y) * F.silu(_widen(z)), "... (g d) -> ... g d", g=groups)
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
     return (rearrange(y, "... g d -> ... (g d)") * weight).to(weight.dtype)
+
+
+def l2_norm(x: Tensor, eps: float) -> Tensor:
+    x = _widen(x)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)

@@ -54,7 +54,7 @@ def test_the_published_matrices():
 
 
 def test_the_published_fourier_matrix():
-    """How to Train Your HiPPO, eq. 8, without the sine of frequency 0: -2, -2 sqrt 2, -4 and turns of 2 pi k."""
+    """How to Train Your HiPPO, HiPPO-FouT, without the sine of frequency 0: -2, -2 sqrt 2, -4 and turns of 2 pi k."""
     A, B = transition("fourier", 6)
     assert not A[1].any()
     assert not A[:, 1].any()
@@ -142,7 +142,8 @@ def test_diagonal_kinds():
         (lambda: transition("LegS", 4), "Did you mean 'legs'"),
         (lambda: nplr("lagg", 4), "Did you mean 'lagt'"),
         (lambda: diagonal("linear", 4), "Did you mean 'lin'"),
-        (lambda: dplr("legt", 4), "measure: 'legt'"),
+        (lambda: dplr("legt", 4), "measure: 'legt' is normal plus rank 2; use nplr"),
+        (lambda: dplr("lags", 4), "measure: 'lags'; .*Did you mean 'legs'"),
         (lambda: transition("legs", 0), "n: 0 is out of range"),
         (lambda: transition("legs", -3), "n: -3"),
         (lambda: transition("legs", True), "n: True is not an integer"),

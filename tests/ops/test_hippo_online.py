@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.polynomial import legendre
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridlm.errors import SpecError
 from hybridlm.ops.hippo import (
@@ -226,6 +227,44 @@ def test_states_near_the_projection(measure):
     expected = (signal(t - s) * (s < t) * weights) @ functions(measure, n, s)
     np.testing.assert_allclose(state, expected, rtol=0, atol=2e-3)
     assert np.abs(expected).max() > 0.1
+
+
+class Calls(TorchDispatchMode):
+    """Counts the tensor operations run under it."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("run", [lambda f: project("legt", f, 6, 0.1), lambda f: project_scaled(f, 6)])
+def test_no_loop_over_time(run):
+    counts = []
+    for t in (64, 4096):
+        with Calls() as calls:
+            run(noise(1, t))
+        counts.append(calls.number)
+    assert counts[1] - counts[0] < 40 * 6  # six more halvings, some operations each
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_was_read(method):
+    assert project("lagt", noise(2, 0), 4, 0.1, method).shape == (2, 0, 4)
+    assert project_scaled(noise(2, 0), 4, method).shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("n", [8, 64, 200])
+def test_zoh_of_long_steps(n):
+    """e^{dt A} of LegS for dt = log 2 and log 10, where |A| dt is in the thousands, against Gauss's quadrature."""
+    for r in (0.5, 0.1):
+        Abar, Bbar = discretize(*transition("legs", n), -math.log(r), "zoh")
+        nodes, weights = legendre.leggauss(n)
+        q = [functions("legt", n, 1 - scale * (nodes + 1) / 2) for scale in (r, 1)]
+        expected = r * (q[0].T * weights / 2) @ q[1]
+        np.testing.assert_allclose(Abar, expected, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(Bbar, np.eye(n)[0] - expected[:, 0], rtol=0, atol=1e-11)
 
 
 def four_sines(u):

@@ -6,6 +6,7 @@ Source: HiPPO (2020), appendices B.1 and D; How to Train Your HiPPO (2022), defi
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,8 @@ def basis(measure: str, n: int, ages: Float[Tensor, "m"]) -> Float[Tensor, "m {n
     if measure == "lagt":
         return _recurrence(n, 1 - s, lambda i, p, q: ((2 * i + 1 - s) * p - i * q) / (i + 1))
     x = 2 * torch.exp(-s) - 1 if measure == "legs" else 1 - 2 * s
-    return _recurrence(n, x, lambda i, p, q: ((2 * i + 1) * x * p - i * q) / (i + 1)) * transition("legs", n)[1]
+    scale = (2 * torch.arange(n, dtype=torch.float64) + 1).sqrt()
+    return scale * _recurrence(n, x, lambda i, p, q: ((2 * i + 1) * x * p - i * q) / (i + 1))
 
 
 def _waves(n: int, s: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ def _waves(n: int, s: Tensor) -> Tensor:
     return torch.stack([scale * angle.cos(), scale * angle.sin()], dim=-1).flatten(1)
 
 
-def _recurrence(n: int, first: Tensor, following) -> Tensor:
+def _recurrence(n: int, first: Tensor, following: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
     """Orthogonal polynomials of degrees 0 to n - 1: 1, `first`, and p_{i+1} from p_i and p_{i-1}: (m, n)."""
     p = [torch.ones_like(first), first]
     for i in range(1, n - 1):
@@ -58,7 +60,8 @@ def _recurrence(n: int, first: Tensor, following) -> Tensor:
 def reconstruct(measure: str, state: Float[Tensor, "*batch n"], ages: Float[Tensor, "m"]) -> Float[Tensor, "*batch m"]:
     """The signal that states stand for, read at ages s: f(t - s) = sum_i x_i p_i(s). (..., n), (m) -> (..., m).
 
-    Of a state of `project_scaled` at time t, the value at time u in (0, t] has age log(t / u) under legs. HiPPO eq. 18.
+    Of a state of `project_scaled` at time t, the value at time u in (0, t] has age log(t / u) under legs.
+    HiPPO, appendix C.3.
     """
     return state.double() @ basis(measure, state.shape[-1], ages).T
 

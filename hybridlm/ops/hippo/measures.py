@@ -31,7 +31,7 @@ def transition(measure: str, n: int) -> tuple[Float[Tensor, "{n} {n}"], Float[Te
         alpha = 0, beta = 1. S4's appendix C.1 has this A + I/2, whose kernels are L_i(s) e^(-s/2).
     fourier: w = 1 on [0, 1]. Couples (cos, sin) of 2 pi k s, k < n/2, so n is even: A = R - 2 q q^T, B = 2 q with
         R = [[0, -2 pi k], [2 pi k, 0]] and q = sqrt(2) (1, 0) in block k; q = (1, 0) for k = 0, whose sine stays 0.
-        How to Train Your HiPPO, eq. 8: twice A and B for a sum of jumps at both ends of the window.
+        How to Train Your HiPPO, HiPPO-FouT. The factor 2: at an edge waves give the mean of both ends of the window.
     SpecError: an unknown measure, n out of range, or odd for couples.
     """
     build = MEASURES[choice("measure", measure, MEASURES)]

@@ -39,12 +39,12 @@ def project_scaled(f: Float[Tensor, "b t"], n: int, method: str = "bilinear") ->
     """
     b, t = f.shape
     n = whole("n", n, high=LARGEST)
-    states, h = [], torch.zeros(n, b, dtype=torch.float64)
+    states, h = [], torch.zeros(1, n, b, dtype=torch.float64)
     for k in torch.arange(1, t + 1).split(max(1, BLOCK // n**2)):
         Abar, Bbar = discretize_scaled(n, k, method)
         u = Bbar[..., None] * f.double().T[k - 1, None]
         states.append(_scan(Abar, torch.cat([u[:1] + Abar[:1] @ h, u[1:]])))
-        h = states[-1][-1]
+        h = states[-1][-1:]
     return torch.cat(states).permute(2, 0, 1)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hybridlm.checks import choice
+from hybridlm.errors import SpecError
 from hybridlm.ops.hippo.measures import MEASURES, even, transition
 
 Pairs = Float[Tensor, "{n}//2 2"]
@@ -33,9 +34,10 @@ def low_rank(measure: str, n: int) -> Float[Tensor, "r {n}"]:
 def nplr(measure: str, n: int) -> tuple[Pairs, Float[Tensor, "r {n}//2 2"], Pairs, Float[Tensor, "{n} {n}//2 2"]]:
     """Lambda (n/2, 2), P (r, n/2, 2), B (n/2, 2), V (n, n/2, 2) with A = V (diag(Lambda) - P P^*) V^*, B = V B.
 
-    Float64 real pairs; the other half of Lambda, P, B and of V's columns is the conjugate of this one. V is unitary,
-    r = 2 for legt and 1 otherwise. Im(Lambda) >= 0 and rising; Re(Lambda) = -1/2 for legs and lagt, 0 for legt and
-    fourier. Eigenvectors have free phases: here they make B real and positive, and with it P = B / sqrt(2) where r = 1.
+    Float64 real pairs; the other half of Lambda, P, B and of V's columns is the conjugate of this one. V is unitary.
+    The r rows of P are its columns in the formula: r = 2 for legt, else 1. Im(Lambda) >= 0 and rising, Re(Lambda)
+    = -1/2 for legs and lagt, 0 for legt and fourier. The free phases of V are such that B is real and positive; where
+    r = 1, P is B / sqrt(2).
     """
     _, B = transition(measure, even(n))
     rate, imag, V = _normal(measure, n)
@@ -68,8 +70,9 @@ def dplr(measure: str, n: int) -> tuple[Pairs, Pairs, Pairs]:
 
     For legs, lagt and fourier. SpecError: legt, which is of rank 2.
     """
-    rank_one = [name for name in MEASURES if name != "legt"]
-    Lambda, P, B, _ = nplr(choice("measure", measure, rank_one), n)
+    if measure == "legt":
+        raise SpecError("measure: 'legt' is normal plus rank 2; use nplr, or one of legs, lagt, fourier")
+    Lambda, P, B, _ = nplr(measure, n)
     return Lambda, P[0], B
 
 
@@ -77,7 +80,7 @@ def diagonal(kind: str, n: int) -> Pairs:
     """Lambda (n/2, 2) of a diagonal system of n states, float64 real pairs, Im >= 0.
 
     legs, legt, lagt, fourier: the normal part of the measure alone, the low rank left out (legs: DSS and S4D-LegS).
-    lin: -1/2 + i pi k.  inv: -1/2 + i n/pi (n/(2k+1) - 1).  real: -(k+1).  k < n/2; S4D, section 4.3 and eq. 9.
+    lin: -1/2 + i pi k.  inv: -1/2 + i n/pi (n/(2k+1) - 1).  real: -(k+1).  k < n/2; S4D, section 4.
     """
     kind = choice("kind", kind, KINDS)
     if kind in MEASURES:

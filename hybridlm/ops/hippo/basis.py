@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridlm.checks import choice, whole
-from hybridlm.ops.hippo.measures import LARGEST, MEASURES, even, transition
+from hybridlm.checks import choice, paired, whole
+from hybridlm.ops.hippo.measures import LARGEST, MEASURES, transition
 
 
 def weight(measure: str, ages: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
@@ -33,7 +33,7 @@ def basis(measure: str, n: int, ages: Float[Tensor, "m"]) -> Float[Tensor, "m {n
     """
     s = ages.double()
     if choice("measure", measure, MEASURES) == "fourier":
-        return _waves(even(n), s)
+        return _waves(paired("n", n), s)
     whole("n", n, high=LARGEST)
     if measure == "lagt":
         return _recurrence(n, 1 - s, lambda i, p, q: ((2 * i + 1 - s) * p - i * q) / (i + 1))

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridlm.checks import choice, whole
-from hybridlm.errors import SpecError
+from hybridlm.checks import choice, paired, whole
 
 LARGEST = 4096  # states of a system: A is dense
 
@@ -38,14 +37,6 @@ def transition(measure: str, n: int) -> tuple[Float[Tensor, "{n} {n}"], Float[Te
     return build(whole("n", n, high=LARGEST))
 
 
-def even(n: int) -> int:
-    """n, a size of couples."""
-    if whole("n", n, high=LARGEST) % 2:
-        near = f"{n - 1} or {n + 1}" if n > 1 else "2"
-        raise SpecError(f"n: {n} is odd; states come in couples: use {near}")
-    return n
-
-
 def _legs(n: int) -> tuple[Tensor, Tensor]:
     order = torch.arange(n, dtype=torch.float64)
     B = (2 * order + 1).sqrt()
@@ -66,7 +57,7 @@ def _lagt(n: int) -> tuple[Tensor, Tensor]:
 
 
 def _fourier(n: int) -> tuple[Tensor, Tensor]:
-    q = torch.zeros(even(n), dtype=torch.float64)
+    q = torch.zeros(paired("n", n), dtype=torch.float64)
     q[::2] = 2**0.5
     q[0] = 1
     turns = torch.zeros(n - 1, dtype=torch.float64)

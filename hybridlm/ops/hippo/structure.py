@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridlm.checks import choice
+from hybridlm.checks import choice, paired
 from hybridlm.errors import SpecError
-from hybridlm.ops.hippo.measures import MEASURES, even, transition
+from hybridlm.ops.hippo.measures import MEASURES, transition
 
 Pairs = Float[Tensor, "{n}//2 2"]
 
@@ -39,7 +39,7 @@ def nplr(measure: str, n: int) -> tuple[Pairs, Float[Tensor, "r {n}//2 2"], Pair
     = -1/2 for legs and lagt, 0 for legt and fourier. The free phases of V are such that B is real and positive; where
     r = 1, P is B / sqrt(2).
     """
-    _, B = transition(measure, even(n))
+    _, B = transition(measure, paired("n", n))
     rate, imag, V = _normal(measure, n)
     turned = V.mH @ B.to(V.dtype)
     B = turned.abs()
@@ -85,7 +85,7 @@ def diagonal(kind: str, n: int) -> Pairs:
     kind = choice("kind", kind, KINDS)
     if kind in MEASURES:
         return nplr(kind, n)[0]
-    k = torch.arange(even(n) // 2, dtype=torch.float64)
+    k = torch.arange(paired("n", n) // 2, dtype=torch.float64)
     if kind == "real":
         return torch.stack([-(k + 1), torch.zeros_like(k)], dim=-1)
     imag = math.pi * k if kind == "lin" else n / math.pi * (n / (2 * k + 1) - 1)

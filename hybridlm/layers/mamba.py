@@ -27,6 +27,7 @@ from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
+from hybridlm.layers.wide_linear import WideLinear
 from hybridlm.ops.selective_scan import scan_flops, selective_scan
 from hybridlm.state import LayerState
 
@@ -203,15 +204,6 @@ class Mamba(Mixer):
             forward,
             lambda max_length, itemsize: StateBytes(ssm=d_inner * c.d_state * max(4, itemsize)),
         )
-
-
-class WideLinear(nn.Linear):
-    """A linear layer in at least float32, whatever its weights and autocast say: a rounded dt is a wrong memory."""
-
-    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        wide = state_dtype(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(wide), self.weight.to(wide), self.bias.to(wide))
 
 
 class WideBias(nn.Module):

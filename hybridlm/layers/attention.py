@@ -14,7 +14,16 @@ from torch import Tensor
 
 from hybridlm.context import Context
 from hybridlm.layers.cost import Cost, StateBytes
-from hybridlm.layers.heads import Heads, HeadsConfig, heads_cost, last_document, write
+from hybridlm.layers.heads import (
+    Heads,
+    HeadsConfig,
+    heads_cost,
+    last_document,
+    seen_in_both,
+    seen_in_cache,
+    seen_in_call,
+    write,
+)
 from hybridlm.ops.attention import attention
 from hybridlm.state import LayerState
 
@@ -70,25 +79,19 @@ class Attention(Heads):
 
     def attend_call(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
         """Nothing came before: each document attends to itself. Pads stand on the right, out of everyone's sight."""
-        if ctx.document is None:
-            return attention(q, k, v, causal=True)
-        return attention(q, k, v, mask=causal_in_document(ctx.document))
+        mask = seen_in_call(ctx)
+        return attention(q, k, v, mask=mask, causal=mask is None)
 
     def attend_cache(self, q: Tensor, state: KVState, ctx: Context) -> Tensor:
         """One document, whose every key now lies in the slot of its position."""
-        slots = torch.arange(ctx.extent, device=q.device)
-        mask = slots <= ctx.positions[:, :, None]
-        return attention(q, state.k[:, : ctx.extent].to(q.dtype), state.v[:, : ctx.extent].to(q.dtype), mask=mask)
+        k, v = (cache[:, : ctx.extent].to(q.dtype) for cache in (state.k, state.v))
+        return attention(q, k, v, mask=seen_in_cache(ctx))
 
     def attend_both(self, q: Tensor, k: Tensor, v: Tensor, state: KVState, ctx: Context) -> Tensor:
         """Document 0 sees the cache, and every document its own tokens of this call."""
-        slots = torch.arange(ctx.past, device=q.device)
-        stored = slots < ctx.positions[:, :1, None]  # a row's first token of document 0 stands right behind its cache
-        in_cache = stored & (ctx.document == 0)[:, :, None]
-        mask = torch.cat([in_cache, causal_in_document(ctx.document)], dim=2)
         k = torch.cat([state.k[:, : ctx.past].to(k.dtype), k], dim=1)
         v = torch.cat([state.v[:, : ctx.past].to(v.dtype), v], dim=1)
-        return attention(q, k, v, mask=mask)
+        return attention(q, k, v, mask=seen_in_both(ctx))
 
     @classmethod
     def cost(cls, config: HeadsConfig, d_model: int) -> Cost:
@@ -96,9 +99,3 @@ class Attention(Heads):
         cost = heads_cost(config, d_model, lambda tokens, past: tokens * (tokens + past))
         width = 2 * config.kv_heads * config.head_dim
         return replace(cost, state=lambda max_length, itemsize: StateBytes(kv=width * max_length * itemsize))
-
-
-def causal_in_document(document: Tensor) -> Tensor:
-    """document (b, t) -> mask (b, t, t): a token sees those before it in its own document, and itself."""
-    steps = torch.arange(document.shape[1], device=document.device)
-    return (steps <= steps[:, None]) & (document[:, :, None] == document[:, None, :])

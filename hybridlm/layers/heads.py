@@ -117,7 +117,7 @@ class Heads(Mixer):
 
 
 def write(state: LayerState, cache: Tensor, new: Tensor, slots: Tensor, keep: Tensor | None) -> Tensor:
-    """A state's cache (b, s, hk, p) with new (b, t, hk, p) at slots (b, t) where keep (b, t); in place if it may be."""
+    """A state's cache (b, s, ...) with new (b, t, ...) at slots (b, t) where keep (b, t); in place if it may be."""
     rows = torch.arange(cache.shape[0], device=cache.device)[:, None].expand_as(slots)
     new = new.to(cache.dtype)
     if keep is not None:
@@ -132,6 +132,30 @@ def last_document(ctx: Context) -> Tensor | None:
         return ctx.valid
     last = ctx.document == ctx.document[:, -1:]
     return last if ctx.valid is None else last & ctx.valid
+
+
+def seen_in_call(ctx: Context) -> Tensor | None:
+    """(b, t, t) mask of a call before which nothing came; None: a token sees those before it, and itself."""
+    return None if ctx.document is None else causal_in_document(ctx.document)
+
+
+def seen_in_cache(ctx: Context) -> Tensor:
+    """(b, t, extent) mask over slots, where every key of the one document lies in that of its position."""
+    return torch.arange(ctx.extent, device=ctx.positions.device) <= ctx.positions[:, :, None]
+
+
+def seen_in_both(ctx: Context) -> Tensor:
+    """(b, t, past + t) mask over [slots, call]: document 0 sees its cache, and every document itself."""
+    slots = torch.arange(ctx.past, device=ctx.positions.device)
+    stored = slots < ctx.positions[:, :1, None]  # a row's first token of document 0 stands right behind its cache
+    in_cache = stored & (ctx.document == 0)[:, :, None]
+    return torch.cat([in_cache, causal_in_document(ctx.document)], dim=2)
+
+
+def causal_in_document(document: Tensor) -> Tensor:
+    """document (b, t) -> mask (b, t, t): a token sees those before it in its own document, and itself."""
+    steps = torch.arange(document.shape[1], device=document.device)
+    return (steps <= steps[:, None]) & (document[:, :, None] == document[:, None, :])
 
 
 def heads_cost(config: HeadsConfig, d_model: int, pairs) -> Cost:

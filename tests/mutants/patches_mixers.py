@@ -56,7 +56,7 @@ def documents_see_one_another():
         t = document.shape[1]
         return torch.ones(len(document), t, t, dtype=torch.bool).tril()
 
-    with patch.object(attention, "causal_in_document", causal):
+    with patch.object(heads, "causal_in_document", causal):
         yield
 
 

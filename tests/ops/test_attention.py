@@ -52,6 +52,18 @@ def test_mask(backend):
     assert error(attention(q, k, v, mask=mask, backend=backend), dense(q, k, v, mask)) < 1e-14
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_of_their_own_width_and_a_scale(backend):
+    """As latent attention needs them."""
+    q, k, v = tensors(hk=1)
+    mask = torch.ones(2, 9, 9, dtype=torch.bool).tril()
+    wide = torch.cat([v, v.flip(1), v[..., :3]], dim=-1)
+    y = attention(q, k, wide, causal=True, scale=0.3, backend=backend)
+    parts = [dense(q * 0.3 * 8**0.5, k, part, mask) for part in (v, v.flip(1), v)]
+    assert y.shape[-1] == 19
+    assert error(y, torch.cat(parts, dim=-1)[..., :19]) < 1e-14
+
+
 def windowed_mask(t, s, size, seen, document):
     i, j = torch.arange(t)[:, None] + s - t, torch.arange(s)
     mask = ((j <= i) & (j > i - size))[None] & (seen[:, None] | (j == i))

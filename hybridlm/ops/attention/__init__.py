@@ -10,19 +10,20 @@ from hybridlm.ops.backend import resolve
 def attention(
     q: Float[Tensor, "b t h p"],
     k: Float[Tensor, "b s hk p"],
-    v: Float[Tensor, "b s hk p"],
+    v: Float[Tensor, "b s hk pv"],
     *,
     mask: Bool[Tensor, "b t s"] | None = None,
     causal: bool = False,
+    scale: float | None = None,
     backend: str = "auto",
-) -> Float[Tensor, "b t h p"]:
-    """softmax(q k^T / sqrt(p)) v. Vaswani et al. 2017, eq. 1; hk key heads serve h / hk queries each (Ainslie 2023).
+) -> Float[Tensor, "b t h pv"]:
+    """softmax(scale q k^T) v. Vaswani et al. 2017, eq. 1; hk key heads serve h / hk queries each (Ainslie 2023).
 
     mask: True where a query sees a key; every query must see one. causal: query i sees keys 0..i (then t == s).
-    One of the two, or neither. Softmax in at least float32.
+    One of the two, or neither. scale: 1 / sqrt(p) by default. Softmax in at least float32.
     """
     offers = {"vendor": vendor.attention, "reference": reference.attention}
-    return resolve("attention", backend, offers)(q, k, v, mask, causal)
+    return resolve("attention", backend, offers)(q, k, v, mask, causal, scale)
 
 
 def window_attention(

@@ -5,10 +5,11 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
     q = rearrange(q, "b t (hk r) p -> b t hk r p", hk=k.shape[2])
-    scores = einsum(q * q.shape[-1] ** -0.5, k, "b t hk r p, b s hk p -> b hk r t s").to(wide)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = einsum(q * scale, k, "b t hk r p, b s hk p -> b hk r t s").to(wide)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()[None]
     if mask is not None:

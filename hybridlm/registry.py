@@ -134,6 +134,7 @@ mixers: Registry = Registry(
         "sliding_window": "hybridlm.layers.sliding_window:SlidingWindow",
         "s4": "hybridlm.layers.s4:S4",
         "s4d": "hybridlm.layers.s4d:S4D",
+        "mla": "hybridlm.layers.mla:LatentAttention",
         "mamba": "hybridlm.layers.mamba:Mamba",
         "mamba2": "hybridlm.layers.mamba2:Mamba2",
         "linear_attention": "hybridlm.layers.linear_attention:LinearAttention",

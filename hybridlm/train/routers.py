@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
-from hybridlm.compose.block import Block, SharedBlock
+from hybridlm.compose.block import Block
+from hybridlm.compose.shared import SharedBlock
 from hybridlm.layers.moe import MoE
 from hybridlm.layers.router import RouterRecord
 

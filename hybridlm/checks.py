@@ -135,3 +135,12 @@ def distinct(field: str, values: object, allowed: Sequence[str]) -> tuple[str, .
 def largest_divisor(total: int, limit: int) -> int:
     """The largest divisor of total that is at most limit."""
     return next(n for n in range(min(limit, total), 0, -1) if total % n == 0)
+
+
+def shared_among_heads(d_model: int, heads: object, head_dim: object) -> tuple[int, int]:
+    """heads and head_dim; None: the most heads of equal width up to d_model / 64, and that width."""
+    heads = largest_divisor(d_model, max(1, d_model // 64)) if heads is None else whole("heads", heads)
+    if head_dim is None and d_model % heads:
+        near = nearest_divisors(d_model, heads)
+        raise SpecError(f"heads: {heads} does not divide d_model = {d_model}; use {near}, or give head_dim as well")
+    return heads, whole("head_dim", d_model // heads if head_dim is None else head_dim)

@@ -137,6 +137,7 @@ mixers: Registry = Registry(
         "mla": "hybridlm.layers.mla:LatentAttention",
         "mamba": "hybridlm.layers.mamba:Mamba",
         "mamba2": "hybridlm.layers.mamba2:Mamba2",
+        "gated_deltanet": "hybridlm.layers.gated_deltanet:GatedDeltaNet",
         "linear_attention": "hybridlm.layers.linear_attention:LinearAttention",
         "short_conv": "hybridlm.layers.short_conv_mixer:ShortConvMixer",
         "lstm": "hybridlm.layers.lstm:LSTM",

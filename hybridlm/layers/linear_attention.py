@@ -18,7 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import choice, flag, largest_divisor, nearest_divisors, whole
+from hybridlm.checks import choice, flag, shared_among_heads, whole
 from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers import init
@@ -64,8 +64,7 @@ class LinearAttentionConfig:
 
     def resolve(self, d_model: int) -> "LinearAttentionConfig":
         """Every default filled in, every shape checked."""
-        heads = largest_divisor(d_model, max(1, d_model // 64)) if self.heads is None else whole("heads", self.heads)
-        head_dim = whole("head_dim", _default_head_dim(d_model, heads) if self.head_dim is None else self.head_dim)
+        heads, head_dim = shared_among_heads(d_model, self.heads, self.head_dim)
         feature_map = choice("feature_map", self.feature_map, FEATURES)
         if flag("normalizer", self.normalizer) and feature_map == "identity":
             raise SpecError(
@@ -81,13 +80,6 @@ class LinearAttentionConfig:
             gate=flag("gate", self.gate),
             chunk=whole("chunk", self.chunk, low=2, high=4096),
         )
-
-
-def _default_head_dim(d_model: int, heads: int) -> int:
-    if d_model % heads:
-        near = nearest_divisors(d_model, heads)
-        raise SpecError(f"heads: {heads} does not divide d_model = {d_model}; use {near}, or give head_dim as well")
-    return d_model // heads
 
 
 @dataclass

@@ -17,7 +17,10 @@ LOG_STEPS = ("log_dt",)
 LOG_RATES = ("A_log", "log_A_real", "log_A")
 """Logarithms of -A, or of its real part."""
 
-UNDECAYED = (*STEPS, *LOG_STEPS, *LOG_RATES, "A_imag", "A_real", "D")
+RATES = ("A_real",)
+"""A itself, or its real part."""
+
+UNDECAYED = (*STEPS, *LOG_STEPS, *LOG_RATES, *RATES, "A_imag", "D")
 """Never under weight decay."""
 
 
@@ -52,10 +55,15 @@ def set_step(module: nn.Module, dt: float) -> bool:
 @torch.no_grad()
 def set_rate(module: nn.Module, rate: float) -> bool:
     """Make every A equal to -rate; False if the module has none."""
-    rates = [parameter for name, parameter in module.named_parameters() if called(name, LOG_RATES)]
-    for parameter in rates:
-        parameter.fill_(math.log(rate))
-    return bool(rates)
+    found = False
+    for name, parameter in module.named_parameters():
+        if called(name, LOG_RATES):
+            parameter.fill_(math.log(rate))
+            found = True
+        if called(name, RATES):
+            parameter.fill_(-rate)
+            found = True
+    return found
 
 
 def long_memory(module: nn.Module) -> bool:

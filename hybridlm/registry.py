@@ -135,6 +135,7 @@ mixers: Registry = Registry(
         "s4": "hybridlm.layers.s4:S4",
         "s4d": "hybridlm.layers.s4d:S4D",
         "mla": "hybridlm.layers.mla:LatentAttention",
+        "s5": "hybridlm.layers.s5:S5",
         "mamba": "hybridlm.layers.mamba:Mamba",
         "mamba2": "hybridlm.layers.mamba2:Mamba2",
         "gated_deltanet": "hybridlm.layers.gated_deltanet:GatedDeltaNet",

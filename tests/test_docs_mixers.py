@@ -15,7 +15,7 @@ import torch
 
 import hybridlm as hl
 from hybridlm.checks import largest_divisor
-from hybridlm.ops.hippo import dplr
+from hybridlm.ops.hippo import diagonal, dplr
 from hybridlm.registry import mixers, mlps
 from hybridlm.train.optim import parameter_groups
 
@@ -26,7 +26,10 @@ TEXT = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in MI
 MLPS = (FOLDER / "mlps.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", MLPS, re.DOTALL | re.MULTILINE))
 TEXT |= {name: SECTIONS[name] for name in PARTS}
-NAMED = {"s4": dict(zip(("Lambda", "P", "B"), dplr("legs", 64), strict=True))}  # initial values with a name
+NAMED = {  # initial values with a name
+    "s4": dict(zip(("Lambda", "P", "B"), dplr("legs", 64), strict=True)),
+    "s5": {"Lambda": diagonal("legs", 16).repeat(4, 1)},
+}
 DRAWN = 100_000
 
 

@@ -19,6 +19,7 @@ CASES = {
     "s4d": ("s4d", {}),
     "s4d-bilinear": ("s4d", {"discretization": "bilinear"}),
     "s4d-inv": ("s4d", {"init": "inv"}),
+    "s5": ("s5", {"blocks": 2}),
 }
 SPAN = 8.0  # seconds of signal
 

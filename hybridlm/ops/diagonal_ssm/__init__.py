@@ -31,7 +31,7 @@ def diagonal_kernel(
 ) -> Float[Tensor, "d {length}"]:
     """K_i = C Abar^i Bbar, i < length, of the system that `diagonal_ssm` describes, without D: (d, length) float64.
 
-    A Vandermonde product, in blocks. Source: Gu, Gupta, Goel, Re (2022), eq. 7.
+    A Vandermonde product, in blocks. Source: Gu, Gupta, Goel, Re (2022), section 3.2.
     """
     run = resolve("diagonal_kernel", backend, {"reference": reference.diagonal_kernel})
     return run(reference.System.of(Lambda, B, C, dt, rule), length)

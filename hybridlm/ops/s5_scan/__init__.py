@@ -33,7 +33,7 @@ def s5_scan(
     the state; the final state is that of each row's last document.
     Returns y (b, t, d) in x's dtype and the state after each row's last valid token, in the dtype of `state`.
     The system is discretised in float64, and so is one token; a scan is computed in promote(float32, x's dtype).
-    Source: Smith, Warrington, Linderman (2022), eq. 3 to 6 and section 3.2.
+    Source: Smith, Warrington, Linderman (2022), sections 2.2 and 3.
     """
     run = resolve("s5_scan", backend, {"reference": reference.s5_scan})
     with torch.autocast(x.device.type, enabled=False):

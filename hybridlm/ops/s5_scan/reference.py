@@ -3,8 +3,8 @@
 A linear recurrence is associative: after k doublings every token knows the 2^k tokens up to it, and one more doubling
 adds what the token 2^k before knew, Abar^(2^k) later. So log2(t) passes over all tokens replace t steps.
 
-Source: Smith, Warrington, Linderman, Simplified State Space Layers for Sequence Modeling (2022), section 3.2, appendix
-H; Blelloch, Prefix Sums and Their Applications (1990).
+Source: Smith, Warrington, Linderman, Simplified State Space Layers for Sequence Modeling (2022), section 2.2,
+appendix H; Blelloch, Prefix Sums and Their Applications (1990).
 """
 
 from typing import NamedTuple

@@ -138,6 +138,7 @@ mixers: Registry = Registry(
         "s5": "hybridlm.layers.s5:S5",
         "mamba": "hybridlm.layers.mamba:Mamba",
         "mamba2": "hybridlm.layers.mamba2:Mamba2",
+        "mamba3": "hybridlm.layers.mamba3:Mamba3",
         "gated_deltanet": "hybridlm.layers.gated_deltanet:GatedDeltaNet",
         "linear_attention": "hybridlm.layers.linear_attention:LinearAttention",
         "short_conv": "hybridlm.layers.short_conv_mixer:ShortConvMixer",

@@ -149,7 +149,7 @@ class LatentAttention(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: LatentState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], LatentState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], LatentState | None]:
         x, ctx = self.enter(x, state, ctx)
         q, (latent, key) = self.query(x, ctx), self.compress(x, ctx)
         if state is None:

@@ -174,11 +174,6 @@ class MoE(nn.Module):
         choices = y[order.argsort()].unflatten(0, chosen.shape)
         return (choices * weights[:, :, None]).sum(dim=1).to(y.dtype)
 
-    def rebalance(self, load: Float[Tensor, "e"]) -> None:
-        """After a step of training: move the bias of the choice against the load of that step."""
-        if self.config.bias_rate:
-            self.router.rebalance(load)
-
     @classmethod
     def cost(cls, config: MoEConfig, d_model: int) -> Cost:
         """All experts are held; a token pays for top_k of them."""

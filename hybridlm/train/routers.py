@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hybridlm.compose.block import Block
 from hybridlm.compose.shared import SharedBlock
 from hybridlm.layers.moe import MoE
-from hybridlm.layers.router import RouterRecord
+from hybridlm.layers.router import Router, RouterRecord
 
 
 def measures(record: RouterRecord) -> dict[str, Tensor]:
@@ -31,13 +31,13 @@ class Rebalancing:
 
     def step(self, blocks: nn.ModuleList, everywhere: Callable[[Tensor], Tensor]) -> None:
         """Rebalance every mixture, once by what all places of its weights got. everywhere: the sum over devices."""
-        mixtures: dict[MoE, Tensor] = {}
+        routers: dict[Router, Tensor] = {}
         for layer, load in self.loads.items():
             mlp = _mlp(blocks[layer])
             if isinstance(mlp, MoE) and mlp.config.bias_rate:
-                mixtures[mlp] = mixtures.get(mlp, 0) + load
-        for mlp, load in mixtures.items():
-            mlp.rebalance(everywhere(load))
+                routers[mlp.router] = routers.get(mlp.router, 0) + load
+        for router, load in routers.items():
+            router.rebalance(everywhere(load))
         self.loads = {}
 
 

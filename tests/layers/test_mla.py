@@ -141,6 +141,14 @@ def test_impossible_settings_are_refused(config, message):
     assert message in str(error.value)
 
 
+def test_it_reads_more_than_it_writes_where_a_block_says_so():
+    blocks = {"L": {"mixer": {"type": "mla", "heads": 2}, "input": "concat_embeddings"}}
+    model = hl.build(pattern="L2", blocks=blocks, d_model=32, vocab_size=20, seed=0)
+    assert model.blocks[0].mixer.o_proj.weight.shape == (32, 64)
+    assert model(torch.arange(6)[None]).logits.shape == (1, 6, 20)
+    assert model_cost(model.spec).parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_the_choice_of_positions_changes_no_shape():
     """So it may differ between places that share their weights."""
     model = hl.build(pattern="L@x L@x{rope: false}", d_model=32, vocab_size=20, seed=0)

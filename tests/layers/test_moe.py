@@ -17,6 +17,7 @@ from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers.init import Streams
 from hybridlm.layers.moe import MoE
+from hybridlm.ops.backend import use
 from hybridlm.testing import check_model, require
 from hybridlm.train.optim import parameter_groups
 
@@ -233,11 +234,11 @@ def test_rebalancing_moves_the_bias_and_with_it_the_load():
     moe, x = make("sigmoid", bias_rate=0.01), tokens(8, 64) + 0.5
     moe.router.bias.zero_()
     before = record_of(moe, x)
-    moe.rebalance(before.load)
+    moe.router.rebalance(before.load)
     expected = [0.01 if load < 3 / 7 else -0.01 for load in before.load.tolist()]
     assert moe.router.bias.tolist() == pytest.approx(expected)
     for _ in range(200):
-        moe.rebalance(record_of(moe, x).load)
+        moe.router.rebalance(record_of(moe, x).load)
     assert record_of(moe, x).overload < 1.15 < before.overload
 
 
@@ -341,6 +342,24 @@ def test_bias_and_experts_survive_a_folder(tmp_path):
     assert not loaded.blocks[1].mlp.router.bias.requires_grad
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_gradients_of_each_row_by_vmap():
+    """Nothing can be counted there; the balance loss is that of the row."""
+    model = hl.build(SPEC, seed=0).double()
+    ids = torch.randint(0, 20, (3, 7), generator=torch.Generator().manual_seed(0))
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+
+    def loss(parameters, ids):
+        return torch.func.functional_call(model, (parameters, buffers), (ids[None],), {"targets": ids[None]}).loss
+
+    with use("reference"):
+        rows = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, ids)
+    for i, row in enumerate(ids):
+        model.zero_grad()
+        model(row[None], targets=row[None]).loss.backward()
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(rows[name][i], parameter.grad, rtol=1e-9, atol=1e-9)
 
 
 def test_the_cost_of_a_model_says_what_a_token_uses():

@@ -67,9 +67,11 @@ def test_the_logged_loss_is_the_cross_entropy(make_run, routed):
 MIXTURES = """\
 d_model: 32
 vocab_size: 256
-pattern: "A@x A A@x -"
+pattern: "A@x A A@x{low_rank: 2} -"
 blocks:
-  A: {mixer: {type: attention, heads: 2}, mlp: {type: moe, experts: 5, score: sigmoid, bias_rate: 0.25}}
+  A:
+    mixer: {type: attention, heads: 2}
+    mlp: {type: moe, experts: 5, shared_width: 8, score: sigmoid, bias_rate: 0.25}
 mlp: {type: moe, experts: 4, score: sigmoid}
 """
 
@@ -108,10 +110,10 @@ def test_validation_moves_no_bias(make_run, mixtures):
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(make_run, mixtures):
-    whole = make_run("whole", spec=mixtures, max_steps=6).fit()
-    first = make_run("first", spec=mixtures, max_steps=6, every=3)
+    whole = make_run("whole", spec=mixtures, max_steps=5).fit()
+    first = make_run("first", spec=mixtures, max_steps=5, every=3)
     first.fit()
-    again = make_run("again", spec=mixtures, max_steps=6).fit(first.folder / "checkpoints" / "step-00000003")
+    again = make_run("again", spec=mixtures, max_steps=5).fit(first.folder / "checkpoints" / "step-00000003")
     assert whole["model.shared.x.mlp.router.bias"].any()
     for name, tensor in whole.items():
         assert torch.equal(tensor, again[name]), name

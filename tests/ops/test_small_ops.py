@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hybridlm.errors import SpecError, UnsupportedError
 from hybridlm.ops import backend
 from hybridlm.ops.cross_entropy import linear_cross_entropy
-from hybridlm.ops.norm import gated_rms_norm, l2_norm, layer_norm, rms_norm
+from hybridlm.ops.norm import gated_rms_norm, group_norm, l2_norm, layer_norm, rms_norm
 from hybridlm.ops.rotary import rotary
 
 X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -27,10 +27,17 @@ def test_the_gate_comes_before_the_norm_and_groups_are_normalised_apart(groups):
     torch.testing.assert_close(gated_rms_norm(X, z, W, 1e-5, groups), torch.cat(parts, -1) * W)
 
 
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_group_norm_is_that_of_one_position(groups):
+    theirs = F.group_norm(X.flatten(0, 1), groups, W, W + 1, 1e-3).view_as(X)
+    torch.testing.assert_close(group_norm(X, W, W + 1, 1e-3, groups), theirs)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_norms_take_their_statistics_in_float32(dtype):
     x = (X * 300).to(dtype)  # squares overflow fp16
-    for y in (rms_norm(x, W.to(dtype), 1e-5), layer_norm(x, W.to(dtype), W.to(dtype), 1e-5)):
+    w = W.to(dtype)
+    for y in (rms_norm(x, w, 1e-5), layer_norm(x, w, w, 1e-5), group_norm(x, w, w, 1e-5, 3)):
         assert y.dtype == dtype
         assert y.isfinite().all()
 

@@ -34,6 +34,21 @@ def gated_rms_norm(
     return resolve("gated_rms_norm", backend, {"reference": reference.gated_rms_norm})(y, z, weight, eps, groups)
 
 
+def group_norm(
+    x: Float[Tensor, "*b d"],
+    weight: Float[Tensor, "d"],
+    bias: Float[Tensor, "d"],
+    eps: float,
+    groups: int,
+    backend: str = "auto",
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, mean and variance of each of `groups` equal parts of the width.
+
+    Wu and He 2018, eq. 1, with one position a group. (..., d) -> (..., d).
+    """
+    return resolve("group_norm", backend, {"reference": reference.group_norm})(x, weight, bias, eps, groups)
+
+
 def l2_norm(x: Float[Tensor, "*b d"], eps: float, backend: str = "auto") -> Tensor:
     """x / sqrt(sum x^2 + eps), in at least float32: of length 1, or 0 where x is. (..., d) -> (..., d)."""
     return resolve("l2_norm", backend, {"reference": reference.l2_norm})(x, eps)

@@ -27,6 +27,12 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int
     return (rearrange(y, "... g d -> ... (g d)") * weight).to(weight.dtype)
 
 
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: int) -> Tensor:
+    x = rearrange(_widen(x), "... (g d) -> ... g d", g=groups)
+    x = F.layer_norm(x, x.shape[-1:], eps=eps)
+    return (rearrange(x, "... g d -> ... (g d)") * weight + bias).to(weight.dtype)
+
+
 def l2_norm(x: Tensor, eps: float) -> Tensor:
     x = _widen(x)
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)

@@ -144,6 +144,7 @@ mixers: Registry = Registry(
         "short_conv": "hybridlm.layers.short_conv_mixer:ShortConvMixer",
         "lstm": "hybridlm.layers.lstm:LSTM",
         "gru": "hybridlm.layers.gru:GRU",
+        "rwkv7": "hybridlm.layers.rwkv7:RWKV7",
     },
     needs=("Config", "cost"),
 )

@@ -18,6 +18,23 @@ from hybridlm.train.console import panel
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 
 
+TASKS = ("text", "signals")  # what there is to train on
+
+
+def task_of(argv: list[str]) -> str:
+    """The task that the command line asks for, or the last of its configs that does: it decides what --data.* means."""
+    task, words = "text", iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        value = value if equals else next(words, "") if option in ("--task", "--config") else ""
+        if option == "--task":
+            task = value
+        elif option == "--config":
+            content = strict_yaml.compose(Path(value).read_text(encoding="utf-8"), name=value)
+            task = content.get("task", task) if isinstance(content, dict) else task
+    return task if task in TASKS else "text"  # the parser says what is wrong
+
+
 def expand(argv: list[str]) -> list[str]:
     """`--config NAME` -> the file, checked; `--resume RUN` -> RUN's config and newest checkpoint, ahead of the rest.
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import safetensors.torch
@@ -34,7 +34,7 @@ from hybridlm.errors import (
     UnsupportedError,
 )
 from hybridlm.files import atomic_write
-from hybridlm.train.arguments import Parser, expand
+from hybridlm.train.arguments import TASKS, Parser, expand, task_of
 from hybridlm.train.callbacks import (
     Interrupted,
     NonFiniteError,
@@ -48,6 +48,8 @@ from hybridlm.train.console import Terminal, panel, quieten, results
 from hybridlm.train.data import TextData
 from hybridlm.train.module import LitHybridLM, require_same_spec
 from hybridlm.train.progress import LossCurve, Throughput, TrainingBar
+from hybridlm.train.samples import StepData
+from hybridlm.train.signals import SignalData
 
 MISTAKES = (
     PatternError,
@@ -59,21 +61,24 @@ MISTAKES = (
     MisconfigurationException,
 )
 FAILURES = (NonFiniteError, UnsavedError)
+DATA: dict[str, type[StepData]] = dict(zip(TASKS, (TextData, SignalData), strict=True))
 RUN_VARIABLE = "HYBRIDLM_RUN"  # tells the other processes of a distributed run which folder the first one chose
 EXAMPLES = {
     "fit": "hybridlm fit --config quickstart/stdlib --trainer.max_steps 500        a shipped config, from anywhere\n"
     "  hybridlm fit --model.spec configs/models/tiny.yaml --data.path 'texts/*.txt' --data.context 256\n"
+    "  hybridlm fit --config train/signals        classes of generated signals; --task signals says so\n"
     "  hybridlm fit --resume runs/tiny/0        goes on where a run stopped",
     "validate": "hybridlm validate --resume runs/tiny/0",
     "test": "hybridlm test --resume runs/tiny/0",
-    "predict": "hybridlm predict --resume runs/tiny/0        writes every held-out token's loss to nll.safetensors",
+    "predict": "hybridlm predict --resume runs/tiny/0        writes every held-out token's loss to nll.safetensors,\n"
+    "  or every held-out signal's answer to logits.safetensors",
 }
 USAGE = "hybridlm {} [--config FILE] [--section.key VALUE ...]\n\nexamples:\n  "
 ABOUT = {
     "fit": "Train a model.",
-    "validate": "Loss, perplexity and bits per byte of the held-out text.",
+    "validate": "Loss, perplexity and bits per byte of the held-out text; accuracy on held-out signals.",
     "test": "As validate, under the names test_*.",
-    "predict": "The loss of every held-out token.",
+    "predict": "The loss of every held-out token; the answer to every held-out signal.",
 }
 
 
@@ -116,7 +121,7 @@ def _told_to_stop() -> Iterator[None]:
 
 
 class HybridCLI(LightningCLI):
-    """LitHybridLM and TextData behind one command line. A run is one folder."""
+    """LitHybridLM and the data of a task behind one command line. A run is one folder."""
 
     def __init__(self, args: list[str], held: ExitStack) -> None:
         self._held = held  # what is given back when the command ends
@@ -127,7 +132,7 @@ class HybridCLI(LightningCLI):
         }
         super().__init__(
             LitHybridLM,
-            TextData,
+            DATA[task_of(args)],
             args=args,
             parser_class=Parser,
             parser_kwargs={**parser, "prog": "hybridlm", "description": "Train and measure hybrid models.", **named},
@@ -155,7 +160,8 @@ class HybridCLI(LightningCLI):
         return {name: skipped | ours for name, skipped in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """--run, --resume (expanded before parsing, listed here for --help), --ckpt_path and --checkpoint.*."""
+        """--task, --run, --resume (expanded before parsing, listed here for --help), --ckpt_path, --checkpoint.*."""
+        parser.add_argument("--task", type=Literal[TASKS], default="text", help="what to train on; --data.* follows it")
         parser.add_argument("--run", type=str | None, help="run folder; default runs/<name of the spec>/<next number>")
         parser.add_argument("--resume", type=str | None, help="run folder to take config and newest checkpoint from")
         parser.add_argument("--ckpt_path", type=str | None, help="checkpoint to start from; a run folder: its newest")
@@ -238,7 +244,7 @@ class HybridCLI(LightningCLI):
             Terminal().print(f"model ({best}): {run / 'model'}\ncurve: {run / 'loss.png'}", highlight=False)
 
     def validate(self, **arguments: Any) -> None:
-        """Measure the held-out text; a table of results."""
+        """Measure what was held out; a table of results."""
         self.trainer.validate(verbose=False, **arguments, **self.start)
         results(self.trainer.callback_metrics)
 
@@ -248,11 +254,14 @@ class HybridCLI(LightningCLI):
         results(self.trainer.callback_metrics)
 
     def predict(self, **arguments: Any) -> None:
-        """Write the loss of every held-out token to nll.safetensors in the run folder."""
-        nll = torch.cat(self.trainer.predict(**arguments, **self.start))
-        file = Path(self.trainer.default_root_dir) / "nll.safetensors"
-        atomic_write(file, safetensors.torch.save({"nll": nll.contiguous()}))
-        Terminal().print(f"nats of {nll.shape[0]} windows of {nll.shape[1]} held-out tokens: {file}", highlight=False)
+        """Write the loss of every held-out token, or the answer to every held-out sample, into the run folder."""
+        answers, name = torch.cat(self.trainer.predict(**arguments, **self.start)), self.model.score.answer
+        file = Path(self.trainer.default_root_dir) / f"{name}.safetensors"
+        atomic_write(file, safetensors.torch.save({name: answers.contiguous()}))
+        shape = " x ".join(map(str, answers.shape))
+        what = f"nats of {answers.shape[0]} windows of {answers.shape[1]} held-out tokens"
+        said = what if name == "nll" else f"{name} of held-out samples, {shape}"
+        Terminal().print(f"{said}: {file}", highlight=False)
 
 
 def _check_length(trainer: Mapping[str, Any]) -> None:

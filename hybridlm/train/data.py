@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset
 
+from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import DataError
+from hybridlm.train.samples import Batch, StepData, mix, permute, sample_numbers
 from hybridlm.train.tokens import Bins, TokenBin, default_cache, load_tokenizer, token_bins
 
 IGNORED = -100  # the target of a token that is not to be predicted
 
-Batch = dict[str, Tensor]  # ids, targets and, when packed, segment_ids: each (b, t) int64
 
-
-class TextData(pl.LightningDataModule):
+class TextData(StepData):
     """UTF-8 text as windows of `context` tokens, from files, folders and globs, or from Python's standard library.
 
     Args:
@@ -53,16 +51,14 @@ class TextData(pl.LightningDataModule):
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, workers)
         _check(context=context, batch_size=batch_size, held_out=held_out, separator=separator, workers=workers)
-        self.path, self.context, self.batch_size, self.pack = path, context, batch_size, pack
-        self.held_out, self.separator, self.seed, self.workers = held_out, separator, seed, workers
+        self.path, self.context, self.pack = path, context, pack
+        self.held_out, self.separator, self.seed = held_out, separator, seed
         self.cache = Path(cache).expanduser() if cache else default_cache()
         self.tokenizer_path = None if tokenizer == "bytes" else Path(tokenizer).expanduser()
         self._tokenizer = load_tokenizer(tokenizer if tokenizer == "bytes" else str(self.tokenizer_path))
         self._bins: Bins | None = None
-        self._samples = 0  # training samples drawn before this run of the trainer began
-        self._first_step = 0
 
     @property
     def vocab_size(self) -> int:
@@ -79,6 +75,19 @@ class TextData(pl.LightningDataModule):
     def bytes_per_token(self) -> float:
         """Of the held-out text: 1 for bytes. bits per byte = NLL / ln 2 / bytes_per_token."""
         return self.bins.held_out.bytes / self.bins.held_out.tokens
+
+    def require(self, spec: ModelSpec, path: str) -> None:
+        """A language model, with room for every id of the tokenizer."""
+        if not spec.is_language_model:
+            raise DataError(
+                f"{path} has embed: {spec.input.type} and head: {spec.output.type}, and text trains embed: tokens and "
+                "head: lm; for generated signals add --task signals"
+            )
+        if self.vocab_size > spec.vocab_size:
+            raise DataError(
+                f"the tokenizer makes ids up to {self.vocab_size - 1}, but {path} has vocab_size {spec.vocab_size}; "
+                f"set vocab_size: {self.vocab_size} there, or choose another data.tokenizer"
+            )
 
     def prepare_data(self) -> None:
         """Build the token bins unless the cache holds them. Runs in one process of each machine."""
@@ -100,56 +109,14 @@ class TextData(pl.LightningDataModule):
         self._bins = token_bins(self.path, self._tokenizer, **settings)
         return self._bins
 
-    def train_dataloader(self) -> DataLoader:
-        """Endless batches, from where the run stands: training counts steps, not epochs."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        self._first_step = self.trainer.global_step if self.trainer else 0
-        stream = TrainingStream(
-            self.bins.train,
-            context=self.context,
-            pack=self.pack,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            start=self._samples,
-            rank=rank,
-            world=world,
-        )
-        return self._loader(stream)
+    def training_samples(self, start: int, rank: int, world: int) -> TrainingStream:
+        """Windows of the training text."""
+        place = {"start": start, "rank": rank, "world": world, "batch_size": self.batch_size}
+        return TrainingStream(self.bins.train, context=self.context, pack=self.pack, seed=self.seed, **place)
 
-    def val_dataloader(self) -> DataLoader:
-        """Every held-out token once, shuffled, always alike: the first batches are a fair sample of all documents.
-
-        Several devices share it through Lightning's DistributedSampler.
-        """
-        return self._held_out_loader(shuffled=True)
-
-    def test_dataloader(self) -> DataLoader:
-        """As validation."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        """Every held-out token once, in the order of the text."""
-        return self._held_out_loader(shuffled=False)
-
-    def _held_out_loader(self, *, shuffled: bool) -> DataLoader:
-        windows = HeldOutWindows(self.bins.held_out, context=self.context, pack=self.pack, shuffled=shuffled)
-        return self._loader(windows, self.batch_size)
-
-    def _loader(self, dataset: Dataset, batch_size: int | None = None) -> DataLoader:
-        keep = self.workers > 0
-        return DataLoader(dataset, batch_size=batch_size, num_workers=self.workers, persistent_workers=keep)
-
-    def state_dict(self) -> dict[str, int]:
-        """How many training samples the run has drawn: all that an exact resume needs."""
-        if self.trainer is None:
-            return {"samples": self._samples}
-        steps = self.trainer.global_step - self._first_step
-        step_samples = self.trainer.accumulate_grad_batches * self.trainer.world_size * self.batch_size
-        return {"samples": self._samples + steps * step_samples}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue with the sample after the last one drawn."""
-        self._samples = state_dict["samples"]
+    def held_out_samples(self, shuffled: bool) -> HeldOutWindows:
+        """Every held-out token once; in the order of the text, if not shuffled."""
+        return HeldOutWindows(self.bins.held_out, context=self.context, pack=self.pack, shuffled=shuffled)
 
 
 def _check(*, context: int, batch_size: int, held_out: float, separator: str | None, workers: int) -> None:
@@ -163,10 +130,10 @@ def _check(*, context: int, batch_size: int, held_out: float, separator: str | N
 
 
 class TrainingStream(IterableDataset):
-    """Batch j of rank r holds samples (j world + r) b ... + b - 1, from sample `start` on, without end.
+    """Batches of windows, of the samples that `sample_numbers` says.
 
     Pass e over the text visits each window once, in an order drawn from (seed, e), the grid of windows shifted by an
-    offset drawn from (seed, e) too. Workers take whole batches in turn, so their number changes nothing.
+    offset drawn from (seed, e) too.
     """
 
     def __init__(
@@ -186,22 +153,17 @@ class TrainingStream(IterableDataset):
         self.windows = max(1, (tokens.tokens - context) // context)  # one pass over the text
 
     def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         tokens, starts = self.bin.read(), self.bin.starts()
-        batch = self.start + (first * self.world + self.rank) * self.batch_size
-        while True:
-            samples = np.arange(batch, batch + self.batch_size)
+        for samples in sample_numbers(self.start, self.batch_size, self.rank, self.world):
             yield cut_windows(tokens, starts, self.offsets(samples), self.context, self.pack)
-            batch += stride * self.world * self.batch_size
 
     def offsets(self, samples: np.ndarray) -> np.ndarray:
         """(b,) sample numbers -> (b,) offsets of their windows in the bin. A pure function of (seed, sample)."""
         passes, places = samples // self.windows, samples % self.windows
         slack = min(self.context - 1, self.bin.tokens - 1 - self.windows * self.context)
-        keys = [_mix(self.seed, epoch) for epoch in passes.tolist()]
+        keys = [mix(self.seed, epoch) for epoch in passes.tolist()]
         permuted = [permute(place, self.windows, key) for place, key in zip(places.tolist(), keys, strict=True)]
-        shifts = [_mix(key, -1) % (slack + 1) for key in keys]
+        shifts = [mix(key, -1) % (slack + 1) for key in keys]
         return np.asarray(permuted) * self.context + np.asarray(shifts)
 
 
@@ -238,30 +200,3 @@ def cut_windows(tokens: np.ndarray, starts: np.ndarray, offsets: np.ndarray, con
     if pack:
         batch["segment_ids"] = (document - document[:, :1])[:, :-1].contiguous()
     return batch
-
-
-def permute(index: int, size: int, key: int) -> int:
-    """Place of `index` in a pseudo-random order of range(size): a 4-round Feistel network, walked until inside.
-
-    Needs no memory for the order, and any place can be asked for at once.
-    """
-    half = max(1, (size - 1).bit_length() + 1 >> 1)
-    while True:
-        left, right = index >> half, index & ((1 << half) - 1)
-        for turn in range(4):
-            left, right = right, left ^ (_mix(key, turn << 48 | right) & ((1 << half) - 1))
-        index = left << half | right
-        if index < size:
-            return index
-
-
-def _mix(key: int, value: int) -> int:
-    """64 well-mixed bits of two integers (the finaliser of SplitMix64, Steele, Lea and Flood 2014, twice)."""
-    mask = (1 << 64) - 1
-    mixed = key & mask
-    for word in (0x9E3779B97F4A7C15, value & mask):
-        mixed = (mixed + word) & mask
-        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & mask
-        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & mask
-        mixed ^= mixed >> 31
-    return mixed

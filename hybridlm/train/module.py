@@ -1,4 +1,4 @@
-"""LitHybridLM: a hybrid language model as a LightningModule. The model computes its loss; this file only trains it."""
+"""LitHybridLM: a hybrid model as a LightningModule. The model computes its loss; this file only trains it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from hybridlm.compose.build import build
 from hybridlm.compose.model import Output
-from hybridlm.errors import CheckpointError, DataError, SpecError
+from hybridlm.errors import CheckpointError, SpecError
 from hybridlm.resources import find_config
-from hybridlm.train.data import IGNORED, Batch, TextData
-from hybridlm.train.metrics import TokenScore, bits_per_byte
+from hybridlm.train.data import IGNORED, TextData
+from hybridlm.train.metrics import SCORES, bits_per_byte, own_loss
 from hybridlm.train.optim import Schedule, adamw, capped_schedule, schedule_factor
 from hybridlm.train.routers import Rebalancing, measures
+from hybridlm.train.samples import Batch, StepData, inputs_of
 
 
 class LitHybridLM(pl.LightningModule):
@@ -33,8 +34,8 @@ class LitHybridLM(pl.LightningModule):
         final_lr: where the schedule ends, as a share of lr.
         seed: of the initial weights.
 
-    A batch is what TextData gives. Raises SpecError (spec, settings), DataError (token ids outside the vocabulary) and
-    CheckpointError (a checkpoint of another spec, with every difference at once).
+    A batch is what TextData or SignalData gives. Raises SpecError (spec, settings), DataError (data that the model
+    cannot read) and CheckpointError (a checkpoint of another spec, with every difference at once).
     """
 
     def __init__(
@@ -55,18 +56,14 @@ class LitHybridLM(pl.LightningModule):
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.schedule = partial(schedule_factor, schedule=schedule, warmup=warmup, decay=decay, final=final_lr)
         self.model = build(self.spec_path, seed=seed)
-        self.score = TokenScore()
+        self.score = SCORES[self.model.spec.output.type](self.model.spec)
         self.rebalancing = Rebalancing()
 
     def setup(self, stage: str) -> None:
-        """Check the data against the vocabulary, before anything is read."""
+        """Check that model and data go together, before anything is read."""
         data = self.trainer.datamodule
-        vocab = self.model.spec.vocab_size
-        if isinstance(data, TextData) and data.vocab_size > vocab:
-            raise DataError(
-                f"the tokenizer makes ids up to {data.vocab_size - 1}, but {self.spec_path} has vocab_size {vocab}; "
-                f"set vocab_size: {data.vocab_size} there, or choose another data.tokenizer"
-            )
+        if isinstance(data, StepData):
+            data.require(self.model.spec, self.spec_path)
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -76,24 +73,24 @@ class LitHybridLM(pl.LightningModule):
 
     def read(self, batch: Batch) -> Output:
         """The model's losses on the batch."""
-        return self.model(batch["ids"], segment_ids=batch.get("segment_ids"), targets=batch["targets"])
+        return self.model(inputs_of(batch), **_marks(batch), targets=batch["targets"])
 
     def loss(self, batch: Batch) -> Tensor:
-        """What training minimises: mean NLL in nats over the batch's targets and, in training, balance losses."""
+        """What training minimises: the head's own mean over the batch's targets and, in training, balance losses."""
         return self.read(batch).loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """One micro-batch. Logs train_loss and train_bpb, of the cross entropy alone; lr; what the routers did."""
+        """One micro-batch. Logs train_loss and train_bpb, of the head's own loss alone; lr; what the routers did."""
         out = self.read(batch)
-        nll = out.cross_entropy.detach()
-        self.log("train_loss", nll, prog_bar=True)
+        own = own_loss(out).detach()
+        self.log("train_loss", own, prog_bar=True)
         if self.bytes_per_token is not None:
-            self.log("train_bpb", bits_per_byte(nll, self.bytes_per_token), prog_bar=True)
+            self.log("train_bpb", bits_per_byte(own, self.bytes_per_token), prog_bar=True)
         self.log("lr", self.optimizers().param_groups[0]["lr"])
         for record in out.router:
             self.log_dict(measures(record))
         self.rebalancing.add(out.router)
-        return {"loss": out.loss, "cross_entropy": nll}
+        return {"loss": out.loss, self.model.readout.measure: own}
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """The step, all of its micro-batches, and then what it says of the routers' biases."""
@@ -101,11 +98,21 @@ class LitHybridLM(pl.LightningModule):
         self.rebalancing.step(self.model.blocks, partial(self.trainer.strategy.reduce, reduce_op="sum"))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds to the token-weighted score."""
-        self.score.update(self.read(batch).cross_entropy, batch["targets"])
+        """Adds to the score, in which every target weighs the same."""
+        self.score.update(self.read(batch), self._counted(batch))
+
+    def _counted(self, batch: Batch) -> Tensor:
+        """The targets, with none at pads."""
+        targets, valid = batch["targets"], batch.get("valid")
+        if valid is None:
+            return targets
+        real = valid if self.model.spec.output.pool == "none" else valid.any(dim=1)
+        if targets.is_floating_point():
+            return targets.masked_fill(~real[..., None], torch.nan)
+        return targets.masked_fill(~real, IGNORED)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs val_loss, val_ppl and val_bpb."""
+        """Logs val_loss and what else the score has: val_ppl and val_bpb, or val_accuracy and val_guess."""
         self._log_score("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -113,20 +120,21 @@ class LitHybridLM(pl.LightningModule):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Logs test_loss, test_ppl and test_bpb."""
+        """As on_validation_epoch_end, under the names test_*."""
         self._log_score("test")
 
     def _log_score(self, stage: str) -> None:
-        loss = self.score.compute().float()  # sums every device's tokens
+        found = self.score.measures()
         self.score.reset()
-        measures = {"loss": loss, "ppl": loss.exp()}
         if self.bytes_per_token is not None:
-            measures["bpb"] = bits_per_byte(loss, self.bytes_per_token)
-        self.log_dict({f"{stage}_{name}": value for name, value in measures.items()}, sync_dist=True)
+            found["bpb"] = bits_per_byte(found["loss"], self.bytes_per_token)
+        self.log_dict({f"{stage}_{name}": value for name, value in found.items()}, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """(b, t) NLL in nats of each target; 0 where there is none."""
-        logits = self.model(batch["ids"], segment_ids=batch.get("segment_ids")).logits
+        """(b, t) NLL in nats of each target, 0 where there is none; of another head its answers."""
+        logits = self.model(inputs_of(batch), **_marks(batch)).logits
+        if self.model.spec.head != "lm":
+            return logits
         return torch.nn.functional.cross_entropy(
             logits.float().mT, batch["targets"], ignore_index=IGNORED, reduction="none"
         )
@@ -147,6 +155,11 @@ class LitHybridLM(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another model, naming every difference."""
         require_same_spec(checkpoint.get("spec", {}), self, _shapes(checkpoint["state_dict"]))
+
+
+def _marks(batch: Batch) -> dict[str, Tensor]:
+    """What a batch says of its tokens, besides what they are."""
+    return {name: batch[name] for name in ("valid", "segment_ids") if name in batch}
 
 
 def require_same_spec(spec: dict, module: LitHybridLM, shapes: dict[str, object] | None = None) -> None:

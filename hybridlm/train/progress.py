@@ -18,6 +18,7 @@ from hybridlm.compose.cost import model_cost
 from hybridlm.files import atomic_write
 from hybridlm.train.console import Terminal, digits
 from hybridlm.train.metrics import Rate
+from hybridlm.train.samples import inputs_of
 
 _SHOWN = {"train_loss": "loss", "train_bpb": "bits/byte", "tokens_per_second": "tok/s", "mfu": "MFU"}
 
@@ -48,11 +49,11 @@ class Throughput(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the rate of the last steps."""
-        tokens = batch["ids"].numel()
+        tokens = inputs_of(batch).shape[:2].numel()
         rate = self._rate.step(tokens) * trainer.world_size
         pl_module.log("tokens_per_second", rate, prog_bar=True)
         if self._peak:
-            flops = self._flops_per_token(pl_module, batch["ids"].shape[1])
+            flops = self._flops_per_token(pl_module, inputs_of(batch).shape[1])
             pl_module.log("mfu", rate * flops / (self._peak * trainer.world_size), prog_bar=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -172,17 +173,17 @@ class LossCurve(Callback):
         step = trainer.global_step
         new = not self._train or self._train[-1][0] < step
         if new and (step % trainer.log_every_n_steps == 0 or step == 1):
-            self._train.append((step, float(outputs["cross_entropy"])))
+            self._train.append((step, float(outputs[pl_module.model.readout.measure])))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A point of the other curve, and a new picture."""
         if not trainer.sanity_checking and "val_loss" in trainer.callback_metrics:
             self._val.append((trainer.global_step, float(trainer.callback_metrics["val_loss"])))
-            self._draw(trainer)
+            self._draw(trainer, pl_module.score.unit)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The whole run."""
-        self._draw(trainer)
+        self._draw(trainer, pl_module.score.unit)
 
     def state_dict(self) -> dict[str, Any]:
         """Both curves."""
@@ -193,15 +194,15 @@ class LossCurve(Callback):
         self._train = [tuple(point) for point in state_dict["train"]]
         self._val = [tuple(point) for point in state_dict["val"]]
 
-    def _draw(self, trainer: pl.Trainer) -> None:
+    def _draw(self, trainer: pl.Trainer, unit: str) -> None:
         if trainer.is_global_zero and (self._train or self._val):
             run = Path(trainer.default_root_dir)
             run.mkdir(parents=True, exist_ok=True)
-            atomic_write(run / "loss.png", loss_png(self._train, self._val))
+            atomic_write(run / "loss.png", loss_png(self._train, self._val, unit))
 
 
-def loss_png(train: list[tuple[int, float]], val: list[tuple[int, float]]) -> bytes:
-    """A picture of (step, nats per token) points."""
+def loss_png(train: list[tuple[int, float]], val: list[tuple[int, float]], unit: str = "nats per token") -> bytes:
+    """A picture of (step, loss) points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -211,7 +212,7 @@ def loss_png(train: list[tuple[int, float]], val: list[tuple[int, float]]) -> by
     for points, label, style in ((train, "training", {"alpha": 0.6}), (val, "held out", {"marker": "o"})):
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.set(xlabel="optimiser steps", ylabel="loss (nats per token)")
+    axes.set(xlabel="optimiser steps", ylabel=f"loss ({unit})")
     axes.grid(alpha=0.3)
     axes.legend()
     picture = io.BytesIO()

@@ -69,7 +69,9 @@ def test_shipped_configs_are_read(here, spec, texts, capsys):
     names = [name for name in config_names() if name.startswith(("train/", "quickstart/"))]
     assert names
     for name in names:
-        options = [f"--config={config_path(name)}", f"--model.spec={spec}", f"--data.path={texts}"]
+        options = [f"--config={config_path(name)}"]
+        if "task: signals" not in config_path(name).read_text():
+            options += [f"--model.spec={spec}", f"--data.path={texts}"]
         assert cli.main(["fit", *options, "--print_config"]) == 0, name
         shown = yaml.safe_load(capsys.readouterr().out)
         assert shown["model"]["seed"] == 0

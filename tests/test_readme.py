@@ -19,7 +19,7 @@ import hybridlm as hl
 from hybridlm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/describe.md", "docs/train.md", "docs/generate.md"]
+PAGES = ["README.md", "docs/describe.md", "docs/presets.md", "docs/train.md", "docs/generate.md"]
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXT["README.md"]
 
@@ -156,7 +156,7 @@ def test_commands_are_found():
     assert len([command for command in _commands() if "--plot" in command]) == 1
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/describe.md", "docs/generate.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/describe.md", "docs/presets.md", "docs/generate.md"])
 def test_python_runs(page, place):
     (block,) = _blocks("python", page)
     namespace: dict = {"__name__": "__main__"}

@@ -36,6 +36,7 @@ FEATURES = {
     "elu1": lambda x: torch.where(x > 0, x + 1, x.clamp(max=0).exp()),  # elu(x) + 1, without losing digits of e^x
 }
 RANK, TEMPERATURE = 16, 16.0  # of the decay a channel: a = sigmoid(...)^(1 / 16) starts near 1
+STEADY = 1e-3  # least eps of the norm: a first y is (q k) v, and where q k is about 0, its rounding must not decide
 LEAST = 1e-6  # stands beside z^T q, which may be 0
 
 
@@ -107,7 +108,7 @@ class LinearAttention(Mixer):
         self.k_proj = nn.Linear(d_model, keys, bias=False)
         self.v_proj = nn.Linear(d_model, values, bias=False)
         self.decay_proj = _decay_projection(c, d_model)
-        self.norm = None if c.normalizer else RMSNorm(c.head_dim, eps)
+        self.norm = None if c.normalizer else RMSNorm(c.head_dim, max(eps, STEADY))
         self.g_proj = nn.Linear(d_model, values, bias=False) if c.gate else None
         self.o_proj = nn.Linear(values, d_model, bias=False)
         self.reset_parameters()

@@ -115,6 +115,15 @@ def test_without_decay_the_order_of_the_past_is_unknown():
         assert (apart < 1e-5) == (decay == "none")
 
 
+def test_rounding_does_not_decide_a_first_token():
+    """Its y is (q k) v, of which a norm with a small eps would keep the sign of q k alone."""
+    for _ in range(20):
+        mixer, x = LinearAttention(LinearAttention.Config(heads=4, d_key=4), 32, eps=1e-9), torch.randn(20, 1, 32)
+        y = mixer(x)[0].double()
+        true = mixer.double()(x.double())[0]
+        assert (y - true).norm() < 2e-6 * true.norm()
+
+
 def test_decay_of_retnet():
     """gamma of eq. 8, head by head; the state after one token and many zeros."""
     solo = Solo("linear_attention", config={"heads": 4, "decay": "fixed"}, dtype=torch.float64)

@@ -7,7 +7,7 @@ import torch
 VARIANTS = {
     "grouped": {"heads": 6, "key_heads": 2, "head_dim": 5, "d_key": 7, "d_conv": 3, "chunk": 16},
     "negative": {"heads": 2, "negative_eigenvalues": True, "gate": False, "chunk": 5, "d_conv": 2},
-    "one-key-head": {"heads": 4, "key_heads": 1, "head_dim": 3, "d_key": 4, "negative_eigenvalues": True},
+    "one-key-head": {"heads": 4, "key_heads": 1, "head_dim": 10, "d_key": 12, "negative_eigenvalues": True},
 }
 UNIT = 1e-6
 

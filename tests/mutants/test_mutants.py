@@ -13,9 +13,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# tests/ holds no packages; each of these four enters its bugs in seeds
+# tests/ holds no packages; each of these five enters its bugs in seeds
 import patches_core
 import patches_mixers
+import patches_zoo
 import toy_calls
 import toy_parts
 from seeds import PATCHES, TOY_MUTANTS
@@ -25,7 +26,7 @@ from hybridlm.testing import LAWS, Result, Solo, Whole, check_mixer, require, vi
 from hybridlm.testing.check import numbers
 from hybridlm.testing.patterns import alphabet
 
-ENTERED = (patches_core, patches_mixers, toy_calls, toy_parts)
+ENTERED = (patches_core, patches_mixers, patches_zoo, toy_calls, toy_parts)
 TOKENS = 36
 
 

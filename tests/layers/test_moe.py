@@ -295,7 +295,7 @@ def test_impossible_settings_are_refused(config, message):
 
 
 # ---------------------------------------------------------------------------------------------------------- in a model
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.deep)])
 def test_a_model_of_experts_keeps_every_law(dtype):
     """Splits, padding on either side, packing, selection, reload, hooks, accounting, and the rest."""
     require(check_model(SPEC, dtype=dtype))

@@ -28,7 +28,7 @@ def causal_conv1d(
     y = _taps(history.to(wide), weight.to(wide), owner)
     y = y if bias is None else y + bias.to(wide)
     y = F.silu(y) if activation == "silu" else y
-    return y.to(x.dtype), _last_inputs(history, k - 1, lengths, owner).to(before.dtype)
+    return y.to(x.dtype), last_inputs(history, k - 1, lengths, owner).to(before.dtype)
 
 
 def _taps(history: Tensor, weight: Tensor, owner: Tensor | None) -> Tensor:
@@ -44,7 +44,7 @@ def _taps(history: Tensor, weight: Tensor, owner: Tensor | None) -> Tensor:
     return y
 
 
-def _last_inputs(history: Tensor, count: int, lengths: Tensor | None, owner: Tensor | None) -> Tensor:
+def last_inputs(history: Tensor, count: int, lengths: Tensor | None, owner: Tensor | None) -> Tensor:
     """The `count` inputs that a row's next token would look back on, (b, c, count)."""
     b, total, c = history.shape
     if lengths is None:

@@ -136,6 +136,7 @@ mixers: Registry = Registry(
         "s4d": "hybridlm.layers.s4d:S4D",
         "mla": "hybridlm.layers.mla:LatentAttention",
         "s5": "hybridlm.layers.s5:S5",
+        "h3": "hybridlm.layers.h3:H3",
         "mamba": "hybridlm.layers.mamba:Mamba",
         "mamba2": "hybridlm.layers.mamba2:Mamba2",
         "mamba3": "hybridlm.layers.mamba3:Mamba3",

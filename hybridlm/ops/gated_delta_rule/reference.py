@@ -78,11 +78,11 @@ def _solve(k: Tensor, v: Tensor, left: Decays, beta: Tensor) -> tuple[Tensor, Te
 def _write(k: Tensor, u: Tensor, W: Tensor, left: Decays, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """From chunk to chunk: S before each (b, z, g, r, p, n), what each writes (b, z, g, r, i, p), and the last S."""
     before, written = [], []
-    for i in range(u.shape[1]):
+    each = (u, W, k.unsqueeze(3), left.until_end[..., None], left.through[..., None, None])
+    for u_V, W_i, k_i, until_end, through in zip(*(x.unbind(1) for x in each), strict=True):
         before.append(S)
-        written.append(u[:, i] - W[:, i] @ S.mT)
-        kept = written[-1] * left.until_end[:, i, ..., None]
-        S = left.through[:, i, ..., None, None] * S + kept.mT @ k[:, i].unsqueeze(2)
+        written.append(u_V - W_i @ S.mT)
+        S = through * S + (written[-1] * until_end).mT @ k_i
     return torch.stack(before, dim=1), torch.stack(written, dim=1), S
 
 

@@ -242,8 +242,12 @@ def test_strides_do_not_matter_and_inputs_stay(name):
     assert all(torch.equal(a, b) for a, b in zip((*odd, *state), before, strict=True))
 
 
-def test_the_reference_leaves_pytorch_as_it_was():
-    before = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled(), torch.backends.cudnn.enabled
-    args, _ = inputs("lstm")
-    run("lstm", args, backend="reference")
-    assert (torch._C._get_mkldnn_enabled(), torch.backends.cudnn.enabled) == before
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pytorch_is_left_as_it_was(backend):
+    def settings():
+        cudnn = torch.backends.cudnn
+        return torch._C._get_mkldnn_enabled(), cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+
+    before = settings()
+    run("lstm", inputs("lstm")[0], backend=backend)
+    assert settings() == before

@@ -4,7 +4,7 @@ A loop in Python would spend its time in Python. One token is written out.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,20 @@ def gru(
 def plain() -> Iterator[None]:
     """Neither oneDNN nor cuDNN."""
     onednn = torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
-    with onednn, torch.backends.cudnn.flags(enabled=False):
+    with onednn, cudnn(enabled=False):
         yield
+
+
+def cudnn(enabled: bool | None = None, allow_tf32: bool | None = None) -> AbstractContextManager[None]:
+    """Within the block cuDNN is as is said here; None leaves a setting as it is."""
+    return torch.backends.cudnn.flags(
+        enabled=enabled,
+        benchmark=None,
+        benchmark_limit=None,
+        deterministic=None,
+        allow_tf32=allow_tf32,
+        fp32_precision=None,
+    )
 
 
 def lstm_loop(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:

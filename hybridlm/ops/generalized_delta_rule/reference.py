@@ -13,7 +13,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from hybridlm.ops.linear_attention.channel import whole
-from hybridlm.ops.linear_attention.chunks import fold, forget_between
+from hybridlm.ops.linear_attention.chunks import at_begins, fold, forget_between
 
 
 def generalized_delta_rule(
@@ -30,18 +30,10 @@ def generalized_delta_rule(
     wide = torch.promote_types(v.dtype, torch.float32)
     q, k, u, a, b, decay = (x.to(wide) for x in (q, k, v, a, b, decay))
     S = u.new_zeros(u.shape[0], *u.shape[2:], q.shape[-1]) if state is None else state.to(wide)
-    decay, a = forget_between(decay, document), _unanswered(a, document)
+    decay, a = forget_between(decay, document), at_begins(a, document, 0.0)  # what begins asks nothing of what was
     step = _step if u.shape[1] == 1 else _chunked
     y, S = step(q, k, u, a, b, decay, S, chunk)
     return y.to(v.dtype), S
-
-
-def _unanswered(a: Tensor, document: Tensor | None) -> Tensor:
-    """a with zeros at the first token of each document: it asks nothing of the state before it."""
-    if document is None:
-        return a
-    begins = document != F.pad(document[:, :-1], (1, 0))
-    return torch.where(begins[..., None, None], 0, a)
 
 
 def _step(

@@ -21,10 +21,15 @@ def fold(v: Tensor, size: int) -> Tensor:
 
 def forget_between(decay: Tensor, document: Tensor | None) -> Tensor:
     """decay (b, t, ...) with -inf, of which exp leaves nothing, at the first token of each document. 0: the state's."""
+    return at_begins(decay, document, -math.inf)
+
+
+def at_begins(v: Tensor, document: Tensor | None, value: float) -> Tensor:
+    """v (b, t, ...) with a value in place of what stands at the first token of each document but the state's."""
     if document is None:
-        return decay
+        return v
     begins = document != F.pad(document[:, :-1], (1, 0))
-    return torch.where(begins.reshape(begins.shape + (1,) * (decay.ndim - 2)), -math.inf, decay)
+    return torch.where(begins.reshape(begins.shape + (1,) * (v.ndim - 2)), value, v)
 
 
 class Decays(NamedTuple):

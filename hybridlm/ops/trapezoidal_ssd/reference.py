@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.ops.linear_attention import linear_attention, linear_attention_flops
+from hybridlm.ops.linear_attention.chunks import at_begins
 
 
 class Memory(NamedTuple):
@@ -49,8 +50,8 @@ def trapezoidal_ssd(
 
     angle = _sums(turn, document).to(wide)
     k, q = rotate(B, angle), rotate(C, angle)
-    own, late = trap * dt, _not_across((1 - trap) * dt, document)  # weights of a token, and of the one before it
-    weight = late + _not_across(F.pad(own[:, :-1], (0, 0, 1, 0)), document)
+    own, late = trap * dt, at_begins((1 - trap) * dt, document, 0.0)  # weights of a token, and of the one before it
+    weight = late + at_begins(F.pad(own[:, :-1], (0, 0, 1, 0)), document, 0.0)
     entering = (torch.exp(decay) * weight)[..., None] * _before(u, value)
     y, ssm = linear_attention(q, _before(k, key), entering, decay, state=ssm, document=document, chunk=chunk)
 
@@ -88,14 +89,6 @@ def _sums(turn: Tensor, document: Tensor | None) -> Tensor:
 def _before(v: Tensor, first: Tensor) -> Tensor:
     """v (b, t, ...) one token later, `first` (b, ...) in front."""
     return torch.cat([first[:, None], v[:, :-1]], dim=1)
-
-
-def _not_across(weight: Tensor, document: Tensor | None) -> Tensor:
-    """Weights (b, t, h) of the tokens before, without those of another document."""
-    if document is None:
-        return weight
-    begins = document != F.pad(document[:, :-1], (1, 0))
-    return weight.masked_fill(begins[..., None], 0)
 
 
 def _last(v: Tensor, first: Tensor, lengths: Tensor | None) -> Tensor:

@@ -118,7 +118,8 @@ def _positions(cost: ModelCost) -> tuple[str | None, str]:
         said = ", ".join(f"{words[rope]} in {block}" for block, rope in rotary.items())
         return "RoPE and NoPE", f"the spec says so: {said}"
     rope = next(iter(rotary.values()))
-    recurrent = sorted({part.type for layer in cost.stack.layers for part in layer.mixers if part.cls.recurrent})
+    mixers = [part for layer in cost.stack.layers for part in layer.mixers]
+    recurrent = sorted({part.type for part in mixers if part.cls.knows_order(part.config)})
     if rope == bool(recurrent):
         return words[rope], "the spec says so"
     if rope:

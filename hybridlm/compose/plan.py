@@ -64,7 +64,7 @@ class Stack:
     @property
     def recurrent(self) -> bool:
         """Whether some mixer knows the order of the past by itself, so that attention needs no positions."""
-        return any(part.cls.recurrent for layer in self.layers for part in layer.mixers)
+        return any(part.cls.knows_order(part.config) for layer in self.layers for part in layer.mixers)
 
 
 def plan(spec: ModelSpec) -> Stack:

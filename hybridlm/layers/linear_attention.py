@@ -170,6 +170,10 @@ class LinearAttention(Mixer):
         return self.norm(y) if self.norm is not None else y[..., :-1] / (y[..., -1:] + LEAST)
 
     @classmethod
+    def knows_order(cls, config: LinearAttentionConfig) -> bool:
+        return config.decay != "none"
+
+    @classmethod
     def cost(cls, config: LinearAttentionConfig, d_model: int) -> Cost:
         """FLOPs of linear attention as `linear_attention_flops` counts them; z^T q is one more value."""
         c = config

@@ -38,7 +38,8 @@ class Mixer(nn.Module):
 
     recurrent: ClassVar[bool] = False
     """Whether its output depends on the order of the past without being told positions. A stack that holds such a
-    mixer needs no rotary embedding, so attention is NoPE there by default."""
+    mixer needs no rotary embedding, so attention is NoPE there by default. Where it is a matter of the config, this
+    is the default's, and `knows_order` says more."""
 
     rolls_back: ClassVar[bool] = False
     """Whether the last tokens can be forgotten exactly."""
@@ -94,6 +95,11 @@ class Mixer(nn.Module):
     def reset_parameters(self, streams: Streams | None = None) -> None:
         """Initial values of every parameter, each from its own stream; without streams, torch's seed decides."""
         raise NotImplementedError
+
+    @classmethod
+    def knows_order(cls, config: Any) -> bool:
+        """Whether a mixer of this resolved config is recurrent."""
+        return cls.recurrent
 
     @classmethod
     def cost(cls, config: Any, d_model: int) -> Cost:

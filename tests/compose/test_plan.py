@@ -80,6 +80,14 @@ def test_attention_has_positions_where_nothing_else_knows_the_order(pattern, rop
     assert stack.spec.blocks["A"]["mixer"]["rope"] is expected
 
 
+@pytest.mark.parametrize(("decay", "rope"), [("none", True), ("fixed", False), ("channel", False)])
+def test_whether_a_mixer_knows_the_order_may_depend_on_its_config(decay, rope):
+    blocks = {"l": {"mixer": {"type": "linear_attention", "decay": decay}}, "A": {"mixer": "attention"}}
+    stack = plan(spec(pattern="lA", blocks=blocks))
+    assert stack.recurrent != rope
+    assert stack.layers[1].mixers[0].config.rope is rope
+
+
 def test_the_default_alphabet_needs_no_blocks():
     stack = plan(ModelSpec(d_model=64, vocab_size=50, pattern="AWSMm"))
     assert [layer.mixers[0].type for layer in stack.layers] == ["attention", "sliding_window", "s4", "mamba2", "mamba"]

@@ -20,6 +20,7 @@ import transformers as hf
 
 import hybridlm as hl
 from hybridlm import cli
+from hybridlm.compose.cost import model_cost
 from hybridlm.compose.options import Ranks
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan, plan
@@ -144,6 +145,22 @@ def test_transformers_counts_the_same(name):
     theirs = sum(parameter.numel() for parameter in model.parameters())
     assert shown == f"{theirs:,}"
     assert ours - theirs == MORE.get(name, 0)
+
+
+def test_h3_lacks_what_the_page_says():
+    """With the B of each shift and the biases of attention and MLPs, ours is theirs to the last parameter."""
+    width, layers = 768, 12
+    ours = int(FULL["h3-hybrid-125m"][1].replace(",", ""))
+    assert ours + (layers - 1) * 64 * width + 4 * width + layers * (4 + 1) * width == _published("h3-hybrid-125m")
+
+
+def test_parameters_that_a_token_uses():
+    told = re.findall(r"([\d,]+)(?: parameters)? of\s`(.*?)` \((\d+) B published", PAGE)
+    assert {name for _, name, _ in told} == {"jamba-v0.1", "granite-4.0-h-small"}
+    for count, name, published in told:
+        active = model_cost(spec(name)).active
+        assert count == f"{active:,}"
+        assert round(active / 1e9) == int(published)
 
 
 # ------------------------------------------------------------------------------------------------------------ topology

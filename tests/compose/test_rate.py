@@ -42,7 +42,7 @@ def halves(model: hl.HybridLM, rate: float, pooled: bool) -> float:
 
 
 def test_the_linear_systems_can():
-    assert "s4" in STEPPED
+    assert {"s4", "s4d", "s5"} <= set(STEPPED)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -81,6 +81,20 @@ def test_every_place_takes_it_and_one_rate_undoes_another():
     model.set_time_scale(1)
     model.set_time_scale(2.0)
     assert model.spec.fingerprint == before
+
+
+def test_places_with_corrections_of_their_own_take_it():
+    blocks = {"S": {"mixer": {"type": "s4d", "d_state": 8}, "low_rank": 4}}
+    ends = {"embed": {"type": "linear", "channels": 1}, "head": HEADS["regress"]}
+    model = hl.build(pattern="S@x S@x{time_scale: 3} S@x", blocks=blocks, d_model=32, seed=0, **ends).double().eval()
+    x = sampled(40)
+    before = model(x).logits
+    model.set_time_scale(2)
+    assert scales(model) == [[2], [2], [2]]
+    assert model.shared["x"].mixer.config.time_scale == 2
+    twin = hl.build(model.spec, seed=0).double().eval()
+    assert torch.equal(twin(x).logits, model(x).logits)
+    assert not torch.equal(before, model(x).logits)
 
 
 def test_it_is_saved_with_the_model(tmp_path):

@@ -19,7 +19,7 @@ import hybridlm as hl
 from hybridlm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/describe.md", "docs/presets.md", "docs/train.md", "docs/generate.md"]
+PAGES = ["README.md", *(f"docs/{page}.md" for page in ("describe", "presets", "train", "generate", "signals"))]
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXT["README.md"]
 
@@ -49,8 +49,10 @@ def _train(command: str) -> None:
     """A few steps on a small text; one step more where a run is resumed."""
     shorter = {"trainer.enable_progress_bar": "false", "trainer.max_steps": "4"}
     if "--resume" not in command:
-        small = {"data.path": "texts", "data.cache": "cache", "data.context": "32", "data.batch_size": "2"}
-        shorter |= small | {"trainer.max_steps": "3", "trainer.val_check_interval": "3"}
+        text = {"data.path": "texts", "data.cache": "cache", "data.context": "32"}
+        signals = {"data.seconds": "0.5", "data.held_out": "8"}
+        shorter |= (signals if "signals" in command else text) | {"data.batch_size": "2"}
+        shorter |= {"trainer.max_steps": "3", "trainer.val_check_interval": "3"}
     _run(command, *(word for key, value in shorter.items() for word in (f"--{key}", value)))
 
 

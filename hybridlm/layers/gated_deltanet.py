@@ -137,7 +137,7 @@ class GatedDeltaNet(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: GatedDeltaNetState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], GatedDeltaNetState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], GatedDeltaNetState | None]:
         x, ctx = self.enter(x, state, ctx)
         qkv, conv = self.conv1d(self.in_proj_qkv(x), None if state is None else state.conv, ctx)
         q, k, v = self.split(qkv)

@@ -18,6 +18,7 @@ VARIANTS = {
 }
 
 
+@torch.no_grad()
 def oracle(mixer, u):
     c, heads = mixer.config, len(mixer.D)
     p, n, g, a = c.head_dim, c.d_state, c.n_groups, int(c.d_state * c.rope_fraction) // 2

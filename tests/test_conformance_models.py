@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 import hybridlm as hl
 from hybridlm.testing import LAWS, Whole, check_model, require
 from hybridlm.testing.check import numbers
-from hybridlm.testing.patterns import alphabet, specs
+from hybridlm.testing.patterns import alphabet, specs, wide_alphabet
 
 FIXED = {
     "hybrid": {"pattern": "[mamba2] [attention] [mamba] - [s4]"},
@@ -20,6 +20,11 @@ FIXED = {
         "norm": "layernorm",
         "tie_embeddings": True,
     },
+    "options": {
+        "pattern": "[mamba2] [wide-attention]@x{output: next_mixer, low_rank: 2} [mamba]{norms: sandwich} - "
+        "[wide-attention]@x{output: next_mixer, low_rank: {mlp: 3}} <[wide-s4]|[wide-mamba2]>",
+        "mlp": {"type": "geglu", "width": 24},
+    },
     "rotary": {"pattern": "[attention]@a [attention]@a{rope: false} [sliding_window]", "mlp": "none"},
 }
 
@@ -27,7 +32,13 @@ GROUPS = [["C1", "C4"], ["C3", "C7"], ["C5"], ["C6"], ["C8", "C9", "C13"], ["C10
 
 
 def model(spec: dict, **options) -> Whole:
-    return Whole({"blocks": alphabet(), "d_model": 32, "vocab_size": 40} | spec, **options)
+    return Whole({"blocks": alphabet() | wide_alphabet(), "d_model": 32, "vocab_size": 40} | spec, **options)
+
+
+def exact(spec: dict, dtype: torch.dtype = torch.float32) -> torch.dtype:
+    """float64 where a norm stands on what a mixer gives, without the stream: the quieter that is, the more its rounding
+    grows, in any implementation. The fixed patterns are held to float32's limits too."""
+    return torch.float64 if any(word in str(spec) for word in ("sandwich", "next_mixer")) else dtype
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +56,13 @@ def test_fixed_pattern(fixed, name, number):
 @given(spec=specs())
 def test_cached_generation_of_random_patterns(spec):
     """Splits at every token, and generation from a state against reading everything anew."""
-    require(LAWS["C2"].check(model(spec, tokens=16)))
+    require(LAWS["C2"].check(model(spec, tokens=16, dtype=exact(spec))))
 
 
 @settings(max_examples=14)
 @given(spec=specs(), group=st.sampled_from(GROUPS))
 def test_random_patterns(spec, group):
-    subject = model(spec)
+    subject = model(spec, dtype=exact(spec))
     require([result for number in group for result in LAWS[number].check(subject)])
 
 
@@ -59,11 +70,16 @@ def test_random_patterns(spec, group):
 @settings(max_examples=100)
 @given(spec=specs(), dtype=st.sampled_from([torch.float64, torch.float32]))
 def test_random_patterns_by_all_laws(spec, dtype):
-    require(check_model({**spec}, dtype=dtype))
+    require(check_model({**spec}, dtype=exact(spec, dtype)))
 
 
 def test_every_mixer_is_drawn():
     assert set(alphabet()) == set(hl.mixers.names())
+
+
+@pytest.mark.parametrize("form", ["wide-", "next_mixer", "low_rank", "sandwich", "norm_mean", "|", "@", "-{"])
+def test_every_form_is_drawn(form):
+    find(specs(), lambda spec: form in spec["pattern"] + spec["combine"], settings=settings(database=None))
 
 
 def test_the_model_is_left_alone():

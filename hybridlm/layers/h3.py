@@ -115,7 +115,7 @@ class H3(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: H3State | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], H3State | None]:
+    ) -> tuple[Float[Tensor, "b t e"], H3State | None]:
         x, ctx = self.enter(x, state, ctx)
         q, k, v = self.q_proj(x), ctx.keep_valid(self.k_proj(x)), self.v_proj(x)
         k, conv = self.shift(k, None if state is None else state.conv, ctx)

@@ -152,7 +152,7 @@ class Mamba3(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: Mamba3State | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], Mamba3State | None]:
+    ) -> tuple[Float[Tensor, "b t e"], Mamba3State | None]:
         x, ctx = self.enter(x, state, ctx)
         z, x, B, C, dt, A, trap, theta = self.in_proj(x).split(self.config.widths(self.d_model), dim=-1)
         x = rearrange(x, "b t (h p) -> b t h p", p=self.config.head_dim)

@@ -96,7 +96,7 @@ class S4D(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: S4DState | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], S4DState | None]:
+    ) -> tuple[Float[Tensor, "b t e"], S4DState | None]:
         x, ctx = self.enter(x, state, ctx)
         y, ssm = self.ssm(
             x,

@@ -116,7 +116,7 @@ class S5(Mixer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: S5State | None = None, ctx: Context | None = None
-    ) -> tuple[Float[Tensor, "b t d"], S5State | None]:
+    ) -> tuple[Float[Tensor, "b t e"], S5State | None]:
         x, ctx = self.enter(x, state, ctx)
         y, ssm = s5_scan(
             x,

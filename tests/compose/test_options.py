@@ -199,9 +199,10 @@ def test_every_mixer_reads_twice_the_width_and_takes_corrections(name):
     assert model(IDS).logits.isfinite().all()
     assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
     for tokens, past in ((13, 0), (1, 9), (5, 9)):
-        state = model(torch.zeros(1, past, dtype=torch.int64), model.init_state(1, 20)).state if past else None
-        with torch.no_grad(), backend.use("reference"), FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, tokens, dtype=torch.int64), state)
+        with torch.no_grad(), backend.use("reference"):
+            state = model(torch.zeros(1, past, dtype=torch.int64), model.init_state(1, 20)).state if past else None
+            with FlopCounterMode(display=False) as counter:
+                model(torch.zeros(1, tokens, dtype=torch.int64), state)
         assert cost.forward(tokens, past).matmul == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 

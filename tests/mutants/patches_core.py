@@ -1,17 +1,21 @@
 """Bugs seeded in the context, in the state and in the model."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import torch
 from seeds import patched
 
+import hybridlm.compose.cost as cost
 import hybridlm.context as context
 import hybridlm.state as state
 from hybridlm.compose.block import Block
 from hybridlm.compose.cost import ModelCost
 from hybridlm.compose.model import HybridLM
+from hybridlm.compose.part import Part
+from hybridlm.compose.shared import Corrected, SharedBlock
 from hybridlm.context import Context, Cursor
-from hybridlm.layers.cost import Flops
+from hybridlm.layers.cost import Cost, Flops
 from hybridlm.state import ModelState
 
 
@@ -209,4 +213,76 @@ def the_books_forget_the_head():
         "forward",
         lambda self, tokens, past=0: true(self, tokens, past) + Flops(matmul=-2.0 * tokens * 32 * 40),
     ):
+        yield
+
+
+# ------------------------------------------------------------------------------------------------- what a block may say
+OPTIONS = (
+    "[wide-attention]@x{output: next_mixer, low_rank: 2} [mamba2]{norms: sandwich} [s4] [wide-attention]@x{low_rank: 3}"
+)
+
+
+@patched("C23", OPTIONS)
+def a_place_uses_the_correction_of_another():
+    first = {}
+
+    def forward(self, x):
+        owner, name = self.linear
+        chosen = first.setdefault((owner, name), self)
+        return getattr(owner, name)(x) + chosen.B(chosen.A(x))
+
+    with patch.object(Corrected, "forward", forward):
+        yield
+
+
+@patched("C23", OPTIONS)
+def norms_behind_mixers_are_passed_over():
+    true = Block._mix
+
+    def mix(self, *given):
+        with patch.dict(self.__dict__, post_norm=None):
+            return true(self, *given)
+
+    with patch.object(Block, "_mix", mix):
+        yield
+
+
+@patched("C5", OPTIONS)
+def embeddings_are_not_aligned():
+    true = Block._mix
+
+    def mix(self, x, held, ctx, aside):
+        turned = None if ctx.embeddings is None else ctx.restore(ctx.embeddings)
+        return true(self, x, held, replace(ctx, embeddings=turned), aside)
+
+    with patch.object(Block, "_mix", mix):
+        yield
+
+
+@patched("C2", OPTIONS)
+def what_went_aside_is_lost_where_a_call_continues():
+    true = Block.forward
+
+    def forward(self, x, held, ctx, aside=None):
+        return true(self, x, held, ctx, None if ctx.past else aside)
+
+    with patch.object(Block, "forward", forward):
+        yield
+
+
+@patched("C17", OPTIONS)
+def corrections_are_not_initialised():
+    with patch.object(SharedBlock, "reset_parameters", lambda self, streams: None):
+        yield
+
+
+@patched("C24", OPTIONS)
+def the_books_forget_what_places_add():
+    with patch.object(cost, "_place", lambda layer, width: Cost(0)):
+        yield
+
+
+@patched("C24", OPTIONS)
+def the_books_keep_what_narrowing_took_off():
+    with patch.object(Part, "cost", lambda self: self.cls.cost(self.config, self.reads)):
         yield

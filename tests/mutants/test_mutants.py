@@ -24,7 +24,7 @@ from toy import Toy
 
 from hybridlm.testing import LAWS, Result, Solo, Whole, check_mixer, require, violations
 from hybridlm.testing.check import numbers
-from hybridlm.testing.patterns import alphabet
+from hybridlm.testing.patterns import alphabet, wide_alphabet
 
 ENTERED = (patches_core, patches_mixers, patches_zoo, toy_calls, toy_parts)
 TOKENS = 36
@@ -34,7 +34,7 @@ def subject(name: str) -> Solo | Whole:
     """A registered mixer, or a model of a pattern."""
     if "[" not in name:
         return Solo(name, tokens=TOKENS)
-    return Whole({"pattern": name, "blocks": alphabet(), "d_model": 32, "vocab_size": 40})
+    return Whole({"pattern": name, "blocks": alphabet() | wide_alphabet(), "d_model": 32, "vocab_size": 40})
 
 
 @pytest.mark.parametrize("number", numbers())

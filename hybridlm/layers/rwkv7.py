@@ -109,7 +109,7 @@ class RWKV7(Mixer):
         self.k_k = nn.Parameter(torch.empty(d_model))  # xi, alpha and rho of eq. 6, 7 and 20
         self.k_a = nn.Parameter(torch.empty(d_model))
         self.r_k = nn.Parameter(torch.empty(heads, c.head_dim))
-        self.norm = HeadNorm(d_model, eps * c.head_dim, heads)
+        self.norm = HeadNorm(d_model, 64 * eps, heads)  # as in the paper's code, whatever the width of a head
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
         self.reset_parameters()
 

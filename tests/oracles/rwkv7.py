@@ -6,7 +6,7 @@ import torch
 
 VARIANTS = {
     "heads-4": {"head_dim": 8, "w_rank": 3, "a_rank": 5, "g_rank": 7, "chunk": 16},
-    "heads-2": {"head_dim": 16, "w_rank": 1, "a_rank": 1, "g_rank": 1, "chunk": 5},
+    "heads-2": {"head_dim": 16, "w_rank": 2, "a_rank": 1, "g_rank": 3, "chunk": 5},
     "heads-8": {"head_dim": 4, "chunk": 64},
 }
 

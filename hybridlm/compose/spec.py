@@ -32,6 +32,11 @@ BLOCK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 NORM_NAMES = ("rmsnorm", "layernorm")
 NORM_PLACES = ("pre", "sandwich")
 COMBINATIONS = ("sum", "norm_mean")
+LATER = {  # settings that came after the first release, each with the value that says what was the only way before
+    "s4": {"time_scale": 1.0},
+    "mamba": {"discretization": "euler", "select": ["dt", "B", "C"], "gate": True},
+    "mamba2": {"gated_norm": True},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +176,25 @@ class ModelSpec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of everything but dropout: a state goes on only in a model with the same."""
-        meaning = {key: value for key, value in self.to_dict().items() if key != "dropout"}
-        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits of its meaning: a state goes on only in a model with the same."""
+        return hashlib.sha256(json.dumps(meaning(self.to_dict()), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def meaning(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the meaning of weights and states, of a spec's plain mapping: all but dropout.
+
+    A setting that is LATER goes unsaid where it changes nothing, so that what was saved without it still fits.
+    """
+    return {key: _early(value) for key, value in given.items() if key != "dropout"}
+
+
+def _early(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_early(inner) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    later = LATER.get(str(value.get("type")), {})
+    return {key: _early(inner) for key, inner in value.items() if key not in later or later[key] != inner}
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hybridlm.compose.build import build
 from hybridlm.compose.model import Output
+from hybridlm.compose.spec import meaning
 from hybridlm.errors import CheckpointError, SpecError
 from hybridlm.resources import find_config
 from hybridlm.train.data import IGNORED, TextData
@@ -164,17 +165,12 @@ def _marks(batch: Batch) -> dict[str, Tensor]:
 
 def require_same_spec(spec: dict, module: LitHybridLM, shapes: dict[str, object] | None = None) -> None:
     """CheckpointError, with every difference, unless a checkpoint's spec (and shapes, if given) are the module's."""
-    differences = _differences(_meaning(spec), _meaning(module.model.spec.to_dict()))
+    differences = _differences(_flat(meaning(spec)), _flat(meaning(module.model.spec.to_dict())))
     if shapes is not None:
         differences += _differences(shapes, _shapes(module.state_dict()))
     if differences:
         listed = "\n  ".join(differences)
         raise CheckpointError(f"the checkpoint is of another model than {module.spec_path}:\n  {listed}")
-
-
-def _meaning(spec: dict) -> dict[str, object]:
-    """What decides the meaning of weights: dropout may change from one part of a run to the next."""
-    return _flat({key: value for key, value in spec.items() if key != "dropout"})
 
 
 def _flat(value: object, path: str = "") -> dict[str, object]:

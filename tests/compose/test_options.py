@@ -238,6 +238,27 @@ def test_a_spec_that_uses_none_of_it_is_what_it_was():
     assert resolved.fingerprint == "b704f5358c7971c4"
     assert set(resolved.blocks["A"]) == {"mixer", "mlp"}
     assert "norms" not in resolved.to_dict()
+    systems = plan(hl.ModelSpec(d_model=32, vocab_size=16, pattern="SmM")).spec
+    assert systems.fingerprint == "9c17696a83153bdd"  # s4, mamba and mamba2 have more settings since
+
+
+@pytest.mark.parametrize(
+    ("letter", "change"),
+    [
+        ("S", {"time_scale": 2.0}),
+        ("m", {"discretization": "zoh"}),
+        ("m", {"select": ["dt"]}),
+        ("m", {"gate": False}),
+        ("M", {"gated_norm": False}),
+    ],
+)
+def test_a_later_setting_counts_where_it_changes_something(letter, change):
+    spec = plan(hl.ModelSpec(d_model=32, vocab_size=16, pattern=letter)).spec.to_dict()
+    spec["blocks"][letter]["mixer"] |= change
+    assert (
+        plan(hl.ModelSpec(**spec)).spec.fingerprint
+        != hl.build(pattern=letter, d_model=32, vocab_size=16).spec.fingerprint
+    )
 
 
 def test_a_resolved_spec_says_the_options_that_are_used():

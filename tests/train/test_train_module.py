@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from hybridlm.errors import CheckpointError, DataError, SpecError
 from hybridlm.train.data import IGNORED, TextData
-from hybridlm.train.module import LitHybridLM
+from hybridlm.train.module import LitHybridLM, require_same_spec
 
 
 def test_training_lowers_the_loss_and_logs_every_measure(make_run):
@@ -79,6 +80,20 @@ def test_another_spec_lists_every_difference(make_run, tmp_path, spec):
     assert "d_model: 32 in the checkpoint, 48 here" in message
     assert "blocks.W.mixer.window: 8 in the checkpoint, 4 here" in message
     assert "model.embed.weight: (256, 32) in the checkpoint, (256, 48) here" in message
+
+
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(tmp_path):
+    file = tmp_path / "ssm.yaml"
+    file.write_text("{d_model: 32, vocab_size: 16, pattern: SmM}")
+    module = LitHybridLM(str(file))
+    saved = copy.deepcopy(module.model.spec.to_dict())
+    for letter, names in {"S": ["time_scale"], "m": ["discretization", "select", "gate"], "M": ["gated_norm"]}.items():
+        for name in names:
+            del saved["blocks"][letter]["mixer"][name]
+    require_same_spec(saved, module)
+    saved["blocks"]["S"]["mixer"]["time_scale"] = 2.0
+    with pytest.raises(CheckpointError, match=r"blocks.S.mixer.time_scale: 2.0 in the checkpoint, absent here"):
+        require_same_spec(saved, module)
 
 
 def test_dropout_may_change_between_parts_of_a_run(make_run, tmp_path, spec):

@@ -82,7 +82,7 @@ class HybridLM(nn.Module):
 
     def forward(
         self,
-        inputs: Tensor,
+        ids: Tensor,
         state: ModelState | None = None,
         *,
         valid: Tensor | None = None,
@@ -91,7 +91,7 @@ class HybridLM(nn.Module):
     ) -> Output:
         """Read tokens or signals, from the beginning or from where `state` stands.
 
-        inputs: (b, t) integers; of embed: linear (b, t, channels) floating numbers.
+        ids: (b, t) integers; with embed: linear the signals, (b, t, channels) floating numbers.
         valid: (b, t) bool, False at pads, which may stand anywhere and whose logits are those of a zero vector.
         segment_ids: (b, t) integers; a change of number begins a new document.
         targets: (b, t), already shifted; -100 is ignored, and so are targets at pads. With targets there are no logits.
@@ -102,10 +102,10 @@ class HybridLM(nn.Module):
         dtype or range. UnsupportedError: a pooled answer of packed rows, or a mean that goes on from a state. Each is
         raised before the state changes.
         """
-        check_call(self.spec, inputs, state, valid, segment_ids)
-        check_answer(self.spec, inputs, state, valid, segment_ids, targets)
+        check_call(self.spec, ids, state, valid, segment_ids)
+        check_answer(self.spec, ids, state, valid, segment_ids, targets)
         journal = None if targets is None else []
-        x, state = self._read(inputs, state, valid, segment_ids, journal)
+        x, state = self._read(ids, state, valid, segment_ids, journal)
         logits, own = self.readout(x, self.logits, targets, valid)
         if targets is None:
             return Output(logits, state)
@@ -114,27 +114,27 @@ class HybridLM(nn.Module):
 
     def hidden(
         self,
-        inputs: Tensor,
+        ids: Tensor,
         state: ModelState | None = None,
         *,
         valid: Tensor | None = None,
         segment_ids: Tensor | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """As forward, up to the final norm: x (b, t, d) and the next state. `logits(x)` does the rest but pooling."""
-        check_call(self.spec, inputs, state, valid, segment_ids)
-        return self._read(inputs, state, valid, segment_ids)
+        check_call(self.spec, ids, state, valid, segment_ids)
+        return self._read(ids, state, valid, segment_ids)
 
     def _read(
         self,
-        inputs: Tensor,
+        ids: Tensor,
         state: ModelState | None,
         valid: Tensor | None,
         segment_ids: Tensor | None,
         journal: list[RouterRecord] | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         segment_ids = None if segment_ids is None else segment_ids.long()
-        ctx = Context.of(inputs, valid, segment_ids) if state is None else state.open(inputs, valid, segment_ids)
-        x = self._embed(ctx.align(self._numbers(inputs)), ctx)
+        ctx = Context.of(ids, valid, segment_ids) if state is None else state.open(ids, valid, segment_ids)
+        x = self._embed(ctx.align(self._numbers(ids)), ctx)
         ctx = replace(ctx, journal=journal, embeddings=x if self.reads_embeddings else None)
         aside, layers = None, []
         for i, block in enumerate(self.blocks):

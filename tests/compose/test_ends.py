@@ -101,6 +101,12 @@ def test_a_mistake_at_an_end_is_named_with_its_path(changes, message):
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
+def test_what_is_read_is_called_ids_whatever_it_is():
+    model, x = make("classify", "mean"), signal()
+    assert torch.equal(model(ids=x).logits, model(x).logits)
+    assert torch.equal(model.hidden(ids=x)[0], model.hidden(x)[0])
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("pool", ["mean", "last", "none"])
 def test_an_answer_is_that_of_the_valid_tokens(head, pool):

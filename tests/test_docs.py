@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from hybridlm.compose.pattern import parse
+from hybridlm.compose.plan import plan
+from hybridlm.compose.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
@@ -27,6 +29,12 @@ def _blocks(page: str, language: str) -> list[str]:
 def test_patterns_of_the_notation_page(pattern):
     tree = parse(pattern)
     assert parse(str(tree)) == tree
+
+
+@pytest.mark.parametrize("text", _blocks("notation.md", "yaml"))
+def test_specs_of_the_notation_page(text, tmp_path):
+    (tmp_path / "model.yaml").write_text(text, encoding="utf-8")
+    assert plan(ModelSpec.read(tmp_path / "model.yaml")).layers
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -153,7 +153,7 @@ def _draw_turn(axes: Axes, x: float, top: float) -> None:
 
 
 def _draw_layer(axes: Axes, plan: Any, left: float, row: int, labels: bool) -> None:
-    """Its mixers side by side, then its MLP; one without a mixer is all MLP."""
+    """Its mixers side by side, then its MLP; one without a mixer is all MLP. Marks for what it does besides."""
     split = 0.0 if not plan.mixers else 1.0 if plan.mlp is None else 0.68
     names = [part.type for part in plan.mixers]
     texts = _short(plan.name, len(names)) if labels else [""] * len(names)
@@ -165,6 +165,11 @@ def _draw_layer(axes: Axes, plan: Any, left: float, row: int, labels: bool) -> N
         _box(axes, left + split, row + 0.06, 1 - split, 0.88, MLP_COLOUR, text, size=6)
     if plan.label is not None:
         axes.plot([left + 0.03] * 2, [row + 0.2, row + 0.8], color=PAPER, linewidth=2.2, solid_capstyle="round")
+    if plan.options.input == "concat_embeddings":
+        axes.plot([left + 0.08], [row + 0.5], color=PAPER, marker=">", markersize=3.5)
+    if plan.options.output == "next_mixer":
+        hook = [left + 1.01, left + 1.06, left + 1.06, left + 1.02], [row + 0.5, row + 0.5, row + 1.5, row + 1.5]
+        axes.plot(*hook, color=FAINT, linewidth=1, marker="<", markersize=3, markevery=[-1])
 
 
 def _box(

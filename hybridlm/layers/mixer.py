@@ -48,7 +48,8 @@ class Mixer(nn.Module):
     """Parameters that the optimiser treats apart: {name: {"weight_decay": 0, "lr_max": 1e-3}}."""
 
     residual_projections: ClassVar[tuple[str, ...]] = ()
-    """Names of the linear layers that write to the residual stream; the model scales them once by its depth."""
+    """Names of the linear layers that write to the residual stream, nothing behind which has a width. The model scales
+    them once by its depth; a block whose mixer reads more than the stream narrows them, so that they write d_model."""
 
     initial_fields: ClassVar[tuple[str, ...]] = ()
     """Config fields that only choose initial values; an override on a place with shared weights may not change them."""
@@ -74,7 +75,10 @@ class Mixer(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState | None = None, ctx: Context | None = None
     ) -> tuple[Tensor, LayerState | None]:
-        """x (b, t, d_model), t >= 1 -> y of the same shape and dtype, and the next state (None without one)."""
+        """x (b, t, d_model), t >= 1 -> y of the same shape and dtype, and the next state (None without one).
+
+        Its annotation gives y a width of its own, "b t e": narrowed projections make it less than d_model.
+        """
         raise NotImplementedError
 
     def init_state(

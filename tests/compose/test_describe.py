@@ -21,12 +21,23 @@ def about(pattern: str, contexts=(16, 4096), *, batch=1, dtype=torch.float32, **
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
-@pytest.mark.parametrize("pattern", ["(M3A)2", "A@x S2 A@x <m|W>{combine: norm_mean} -", "W{window: 8}3 A"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(M3A)2",
+        "A@x S2 A@x <m|W>{combine: norm_mean} -",
+        "A@x{low_rank: 3} A@x{output: next_mixer} m{norms: sandwich}",
+        "W{window: 8}3 A",
+    ],
+)
 def test_parts_add_up(pattern):
     said = about(pattern, batch=3, dtype=torch.bfloat16)
     parameters = said["parameters"]
     around = parameters["embedding"] + parameters["head"] + parameters["final_norm"]
-    assert parameters["total"] == around + parameters["mixers"] + parameters["mlps"] + parameters["norms"]
+    assert (
+        parameters["total"]
+        == around + parameters["mixers"] + parameters["mlps"] + parameters["norms"] + parameters["places"]
+    )
     assert parameters["total"] == around + sum(kind["parameters"] for kind in said["kinds"])
     assert sorted(i for kind in said["kinds"] for i in kind["layers"]) == list(range(said["layers"]))
     assert all(kind["count"] == len(kind["layers"]) for kind in said["kinds"])
@@ -49,6 +60,18 @@ def test_keys_are_stable():
     assert list(said["at"]) == ["16", "4096"]
     assert list(said["at"]["16"]) == ["training_flops", "decoding_flops", "state_bytes", "all_attention_bytes"]
     assert list(said["kinds"][0]) == ["block", "count", "layers", "mixers", "mlp", "shared", "parameters", "at"]
+
+
+def test_options_are_said_where_they_are_used():
+    blocks = {"Z": {"mixer": "attention", "input": "concat_embeddings", "output": "next_mixer", "low_rank": 2}}
+    said = about("M Z@x M Z@x{low_rank: {mixer: 1}} M", blocks={"M": {"mixer": "mamba2"}, **blocks}, mlp="none")
+    assert "options" not in said["kinds"][0]
+    wide = {"input": "concat_embeddings", "output": "next_mixer"}
+    assert said["kinds"][1]["options"] == wide | {"low_rank": {"mixer": 2, "mlp": 0}}
+    corrections = [rank * 3 * (128 + 128) for rank in (2, 1)]
+    assert said["parameters"]["places"] == sum(corrections) + 2 * 64 * 64
+    assert said["kinds"][2]["parameters"] == corrections[1] + 64 * 64
+    assert about("MA")["parameters"]["places"] == 0
 
 
 def test_attention_is_counted():
@@ -90,6 +113,7 @@ PATTERNS = {
     "mlps": "-2",
     "all sorts": "M2mS{d_state: 16}A@shared_one M-<m|W>A@shared_one",
     "columns": "(S3A)12",
+    "options": "M A@x{output: next_mixer} M{norms: sandwich} A@x{low_rank: 2}",
     "no period": "MAMMAMMMAMMMMA" * 4,
     "many": "(M3A)200",
 }

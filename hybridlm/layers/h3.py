@@ -117,6 +117,7 @@ class H3(Mixer):
         self, x: Float[Tensor, "b t d"], state: H3State | None = None, ctx: Context | None = None
     ) -> tuple[Float[Tensor, "b t e"], H3State | None]:
         x, ctx = self.enter(x, state, ctx)
+        x = x.contiguous()  # else torch adds a bias in a step of its own, and rounds once more
         q, k, v = self.q_proj(x), ctx.keep_valid(self.k_proj(x)), self.v_proj(x)
         k, conv = self.shift(k, None if state is None else state.conv, ctx)
         q, k, v = (rearrange(z, "b t (h p) -> b t h p", p=self.config.head_dim) for z in (q, k, v))

@@ -25,7 +25,8 @@ from hybridlm.testing.subject import Subject, randomise
 class Whole(Subject):
     """A model: x (b, t, d) stands in for the embeddings, the outputs are logits.
 
-    Answers are looked at token by token: a head that pools them is held to the laws without its pooling.
+    Of another head the outputs are its answers, token by token and never pooled, with the hidden vectors beside them:
+    an answer of one or two numbers can be nearly zero, and an error relative to that says nothing.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class Whole(Subject):
     ) -> tuple[Tensor, ModelState | None]:
         """A call on real inputs: token ids (b, t), or signals (b, t, channels)."""
         with use(self.backend):
-            if self.spec.output.pool != "none":
+            if self.spec.head != "lm":
                 y, state = self.module.hidden(inputs, state, valid=valid, segment_ids=segment_ids)
-                return self.module.logits(y), state
+                return torch.cat([self.module.logits(y), y], dim=-1), state
             out = self.module(inputs, state, valid=valid, segment_ids=segment_ids)
         return out.logits, out.state
 

@@ -166,7 +166,7 @@ class HybridLM(nn.Module):
         UnsupportedError, before anything changes, names the layers that cannot: what counts tokens knows no time.
         """
         self.spec = at_time_scale(self.spec, factor)
-        for block in [*self.blocks, *self.shared.values()]:
+        for block in self.blocks:
             for mixer in _mixers(block.mixer):
                 mixer.config = replace(mixer.config, time_scale=float(factor))
 

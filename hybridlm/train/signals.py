@@ -75,7 +75,8 @@ class SignalData(StepData):
         channels: oscillations of the same frequency, each with a gain and a phase of its own.
         rate: samples a second.
         seconds: length of a signal; rate times seconds is its length in steps.
-        lowest, highest: frequencies between which the bands lie, in 1/s.
+        lowest: frequency in 1/s at which the lowest band begins.
+        highest: frequency in 1/s at which the highest band ends; less than half of the rate.
         noise: standard deviation of what is added to every number, over the square root of the rate: 0.1 adds 1.0 at
             100 samples a second, where the oscillations begin with about 0.7.
         held_out: how many signals validation sees; training never sees them.

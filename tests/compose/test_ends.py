@@ -332,5 +332,6 @@ def test_describe_shows_the_ends(capsys):
 @pytest.mark.parametrize("head", ["regress", "classify"])
 def test_a_model_of_signals_keeps_the_laws(head):
     pool = "none" if head == "regress" else "mean"
-    spec = make(head, pool, pattern="[s4] [attention]", blocks=alphabet(["s4", "attention"])).spec
+    names = ["s4d", "attention", "mamba2"]
+    spec = make(head, pool, pattern="[s4d] [attention]@x <[s4d]|[mamba2]> [attention]@x", blocks=alphabet(names)).spec
     require(check_model(spec))

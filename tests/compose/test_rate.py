@@ -91,7 +91,6 @@ def test_places_with_corrections_of_their_own_take_it():
     before = model(x).logits
     model.set_time_scale(2)
     assert scales(model) == [[2], [2], [2]]
-    assert model.shared["x"].mixer.config.time_scale == 2
     twin = hl.build(model.spec, seed=0).double().eval()
     assert torch.equal(twin(x).logits, model(x).logits)
     assert not torch.equal(before, model(x).logits)

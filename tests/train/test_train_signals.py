@@ -169,6 +169,28 @@ def test_a_regression_is_trained_and_measured_beside_the_mean(tmp_path):
     assert metrics["val_guess"] == pytest.approx(float(real.var(correction=0)), rel=1e-4)
 
 
+@pytest.mark.parametrize("pool", ["none", "last"])
+@torch.no_grad()
+def test_pads_are_not_measured(tmp_path, pool):
+    """Whatever stands at them, the targets there included; a row of pads has no answer to be right or wrong."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SPEC.replace("classes: 3}", f"classes: 3, pool: {pool}}}"))
+    module, valid = LitHybridLM(str(path)).eval(), torch.arange(9) < torch.tensor([[9], [4], [0]])
+    inputs = torch.randn(3, 9, 1)
+    logits = module.model(inputs, valid=valid).logits
+    real = valid if pool == "none" else valid.any(dim=1)
+    targets = logits.argmax(dim=-1).where(real, 0)
+    wrong = logits.argmin(dim=-1)
+    targets[0] = wrong[0]
+    module.validation_step({"inputs": inputs, "valid": valid, "targets": targets}, 0)
+    found = {name: float(value) for name, value in module.score.measures().items()}
+    assert found["accuracy"] == pytest.approx(4 / 13 if pool == "none" else 1 / 2)
+    assert found["guess"] == pytest.approx(float(torch.bincount(targets[real]).max() / real.sum()))
+    assert found["loss"] == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits[real], targets[real])), rel=1e-5
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------ half rate
 def test_a_trained_model_reads_half_the_rate_when_told(tmp_path):
     """Without being told, every frequency looks twice as high to it."""

@@ -251,3 +251,24 @@ def test_pytorch_is_left_as_it_was(backend):
     before = settings()
     run("lstm", inputs("lstm")[0], backend=backend)
     assert settings() == before
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_kernel_is_told_when_it_trains_and_keeps_its_settings_in_the_backward_pass(name, monkeypatch):
+    """cuDNN keeps nothing for a backward pass that it is not told of, and would round it to TF32."""
+    seen, kernel = [], getattr(torch, name)
+
+    def spy(*args):
+        seen.append((args[6], torch.backends.cudnn.allow_tf32))
+        return kernel(*args)
+
+    monkeypatch.setattr(torch, name, spy)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    args, _ = inputs(name)
+    run(name, [v.requires_grad_() for v in args], backend="vendor")
+    with torch.no_grad():
+        run(name, args, backend="vendor")
+    assert seen == [(True, False), (False, False)]
+    seen.clear()
+    torch.func.grad(lambda x: run(name, [x, *args[1:]], backend="vendor")[0].sum())(args[0].detach())
+    assert seen == [(False, False), (True, False)]  # once more, in the backward pass, as on a GPU

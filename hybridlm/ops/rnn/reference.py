@@ -5,27 +5,26 @@ A loop in Python would spend its time in Python. One token is written out.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.rnn.mapped import call
+from hybridlm.ops.rnn.mapped import Settings, call
 from hybridlm.ops.rnn.recurrence import Memory, Weights, recur
 
 
 def lstm(
     x: Tensor, weights: Weights, state: Memory | None, lengths: Tensor | None, document: Tensor | None
 ) -> tuple[Tensor, Memory]:
-    with plain():
-        return recur(lstm_loop, x, weights, state, 2, lengths, document)
+    return recur(partial(lstm_loop, plain), x, weights, state, 2, lengths, document)
 
 
 def gru(
     x: Tensor, weights: Weights, state: Memory | None, lengths: Tensor | None, document: Tensor | None
 ) -> tuple[Tensor, Memory]:
-    with plain():
-        return recur(gru_loop, x, weights, state, 1, lengths, document)
+    return recur(partial(gru_loop, plain), x, weights, state, 1, lengths, document)
 
 
 @contextmanager
@@ -48,16 +47,16 @@ def cudnn(enabled: bool | None = None, allow_tf32: bool | None = None) -> Abstra
     )
 
 
-def lstm_loop(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:
-    """x (b, t, d), a state for every row -> y (b, t, h), the state after the last token."""
+def lstm_loop(settings: Settings, x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:
+    """x (b, t, d), a state for every row -> y (b, t, h), the state after the last token. settings: see `call`."""
     if x.shape[1] == 1:
         return lstm_step(x, state, weights)
-    y, *last = call(_lstm, x, *state, *weights)
+    y, *last = call(_lstm, settings, x, *state, *weights)
     return y, tuple(last)
 
 
 def _lstm(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    y, h, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, False, False, True)
+    y, h, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
     return y, h[0], c[0]
 
 
@@ -71,16 +70,16 @@ def lstm_step(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memor
     return h[:, None], (h, c)
 
 
-def gru_loop(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:
+def gru_loop(settings: Settings, x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:
     """The same for a GRU."""
     if x.shape[1] == 1:
         return gru_step(x, state, weights)
-    y, *last = call(_gru, x, *state, *weights)
+    y, *last = call(_gru, settings, x, *state, *weights)
     return y, tuple(last)
 
 
 def _gru(x: Tensor, h: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    y, h = torch.gru(x, h[None], weights, True, 1, 0.0, False, False, True)
+    y, h = torch.gru(x, h[None], weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
     return y, h[0]
 
 

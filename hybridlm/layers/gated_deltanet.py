@@ -26,6 +26,7 @@ from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
+from hybridlm.layers.softplus import softplus
 from hybridlm.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_flops
 from hybridlm.ops.norm import l2_norm
 from hybridlm.state import LayerState
@@ -165,7 +166,7 @@ class GatedDeltaNet(Mixer):
     def gates(self, x: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, "b t h"], Float[Tensor, "b t h"]]:
         """log a and beta."""
         wide = state_dtype(x.dtype)
-        dt = F.softplus(self.in_proj_a(x).to(wide) + self.dt_bias.to(wide))
+        dt = softplus(self.in_proj_a(x).to(wide) + self.dt_bias.to(wide))
         beta = torch.sigmoid(self.in_proj_b(x).to(wide))
         return -torch.exp(self.A_log.to(wide)) * dt, 2 * beta if self.config.negative_eigenvalues else beta
 

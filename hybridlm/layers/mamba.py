@@ -27,6 +27,7 @@ from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
+from hybridlm.layers.softplus import softplus
 from hybridlm.layers.wide_linear import WideLinear
 from hybridlm.ops.selective_scan import scan_flops, selective_scan
 from hybridlm.state import LayerState
@@ -184,7 +185,7 @@ class Mamba(Mixer):
         dt = self.dt_proj(self.dt_layernorm(seen["dt"]) if "dt" in seen else x)
         B = self.b_layernorm(seen["B"]) if "B" in seen else self.B.expand(each)
         C = self.c_layernorm(seen["C"]) if "C" in seen else self.C.expand(each)
-        return F.softplus(dt), B, C
+        return softplus(dt), B, C
 
     @classmethod
     def cost(cls, config: MambaConfig, d_model: int) -> Cost:

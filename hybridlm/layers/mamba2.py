@@ -25,6 +25,7 @@ from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
+from hybridlm.layers.softplus import softplus
 from hybridlm.ops.norm import gated_rms_norm
 from hybridlm.ops.ssd import ssd, ssd_flops
 from hybridlm.state import LayerState
@@ -149,7 +150,7 @@ class Mamba2(Mixer):
         xBC, conv = self.conv1d(xBC, None if state is None else state.conv, ctx)
         x, B, C = self.split(xBC)
         wide = state_dtype(dt.dtype)
-        dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
+        dt = softplus(dt.to(wide) + self.dt_bias.to(wide))
         y, ssm = ssd(
             x,
             ctx.keep_valid(dt),  # a step of size 0 passes over a pad

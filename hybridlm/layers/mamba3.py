@@ -29,6 +29,7 @@ from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
+from hybridlm.layers.softplus import softplus
 from hybridlm.ops.trapezoidal_ssd import Memory, trapezoidal_ssd, trapezoidal_ssd_flops
 from hybridlm.state import LayerState
 
@@ -178,8 +179,8 @@ class Mamba3(Mixer):
     def step(self, dt: Float[Tensor, "b t h"], A: Float[Tensor, "b t h"], trap: Float[Tensor, "b t h"]):
         """The step's size, the rate of decay and the weight of the new token, in at least float32."""
         wide = state_dtype(dt.dtype)
-        dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
-        return dt, -F.softplus(A.to(wide)).clamp(min=LEAST_RATE), torch.sigmoid(trap.to(wide))
+        dt = softplus(dt.to(wide) + self.dt_bias.to(wide))
+        return dt, -softplus(A.to(wide)).clamp(min=LEAST_RATE), torch.sigmoid(trap.to(wide))
 
     def spread(self, v: Float[Tensor, "b t g n"], bias: Float[Tensor, "h n"]) -> Float[Tensor, "b t h n"]:
         """From groups to heads, each with a bias of its own, in at least float32."""

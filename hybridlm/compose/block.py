@@ -75,6 +75,13 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
 
     @property
+    def mixers(self) -> dict[str, Mixer]:
+        """{path in the block: mixer}: none, one, or several side by side."""
+        if isinstance(self.mixer, SideBySide):
+            return {f"mixer.mixers.{i}": mixer for i, mixer in enumerate(self.mixer.mixers)}
+        return {} if self.mixer is None else {"mixer": self.mixer}
+
+    @property
     def writes(self) -> int:
         """How many times it adds to the residual stream."""
         return 0 if self.proj is not None else (self.mixer is not None) + (self.mlp is not None)

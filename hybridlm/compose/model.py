@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hybridlm.checks import whole
-from hybridlm.compose.block import Block, SideBySide
+from hybridlm.compose.block import Block
 from hybridlm.compose.door import check_answer, check_call
 from hybridlm.compose.memory import require_device, require_dtype, require_memory
+from hybridlm.compose.part import writers
 from hybridlm.compose.plan import LayerPlan, Stack
 from hybridlm.compose.rate import at_time_scale
 from hybridlm.compose.readout import readout_of
@@ -20,7 +21,6 @@ from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import SpecError, StateError
 from hybridlm.layers import init
 from hybridlm.layers.init import Streams
-from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import norm_class
 from hybridlm.layers.router import RouterRecord
 from hybridlm.state import ModelState, leaves
@@ -167,7 +167,7 @@ class HybridLM(nn.Module):
         """
         self.spec = at_time_scale(self.spec, factor)
         for block in self.blocks:
-            for mixer in _mixers(block.mixer):
+            for mixer in block.mixers.values():
                 mixer.config = replace(mixer.config, time_scale=float(factor))
 
     def init_state(
@@ -224,20 +224,10 @@ class HybridLM(nn.Module):
 
     @torch.no_grad()
     def _scale_by_depth(self) -> None:
-        writers = [
-            getattr(module, name)
-            for block in self._weighted_blocks().values()
-            for module in block.modules()
-            for name in _residual_projections(module)
-        ]
         writes = sum(block.writes for block in self.blocks)
-        for projection in writers:
-            projection.weight.mul_(writes**-0.5)
-
-
-def _mixers(mixer: Mixer | SideBySide | None) -> list[Mixer]:
-    """The mixers of a place, as they are there."""
-    return [] if mixer is None else list(mixer.mixers) if isinstance(mixer, SideBySide) else [mixer]
+        for block in self._weighted_blocks().values():
+            for projection in writers(block):
+                projection.weight.mul_(writes**-0.5)
 
 
 def _sign(journal: list[RouterRecord] | None, layer: int) -> None:
@@ -245,7 +235,3 @@ def _sign(journal: list[RouterRecord] | None, layer: int) -> None:
     for at, record in enumerate(journal or ()):
         if record.layer is None:
             journal[at] = replace(record, layer=layer)
-
-
-def _residual_projections(module: nn.Module) -> tuple[str, ...]:
-    return getattr(module, "residual_projections", ())

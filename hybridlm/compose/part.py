@@ -51,7 +51,7 @@ class Part:
 
     def readers(self) -> dict[str, nn.Linear]:
         """{path: a linear layer on the meta device} of all but those that write to the residual stream."""
-        ends = {id(layer) for layer in _ends(_sketch(self))}
+        ends = {id(layer) for layer in writers(_sketch(self))}
         layers = {name: module for name, module in _sketch(self).named_modules() if isinstance(module, nn.Linear)}
         return {name: layer for name, layer in layers.items() if id(layer) not in ends}
 
@@ -61,7 +61,7 @@ class Part:
         if self.writes == self.reads:
             return cost
         more = (self.reads - self.writes) / self.writes  # rows taken off for each that is left
-        ends = [(layer.in_features, round(more * layer.out_features), layer.bias) for layer in _ends(_sketch(self))]
+        ends = [(layer.in_features, round(more * layer.out_features), layer.bias) for layer in writers(_sketch(self))]
         matrices = sum(width * rows for width, rows, _ in ends)
         biases = sum(rows for _, rows, bias in ends if bias is not None)
         return dataclasses.replace(
@@ -78,8 +78,8 @@ def _sketch(part: Part) -> nn.Module:
         return part.build()
 
 
-def _ends(module: nn.Module) -> list[nn.Linear]:
-    """The projections that write to the residual stream."""
+def writers(module: nn.Module) -> list[nn.Module]:
+    """The projections in it that write to the residual stream."""
     return [getattr(inner, name) for inner in module.modules() for name in getattr(inner, "residual_projections", ())]
 
 

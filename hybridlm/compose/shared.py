@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from hybridlm.compose.block import Block, SideBySide
+from hybridlm.compose.block import Block
+from hybridlm.compose.options import Ranks
 from hybridlm.compose.plan import LayerPlan
 from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.init import Streams
+from hybridlm.layers.mixer import Mixer
 from hybridlm.state import Layer
 
 
@@ -29,7 +31,7 @@ class SharedBlock(nn.Module):
         aside = layer.options.output == "next_mixer"
         self.proj = nn.Linear(width, width, bias=False) if aside else None
         self.low_rank = nn.Module() if layer.options.low_rank else None
-        place = overlaid(block, _under(block.mixer, layer))
+        place = overlaid(block, _under(block, layer))
         place = overlaid(place, dict(self._corrections(block, layer)))
         self.place = (overlaid(place, {"proj": self.proj}),)  # a tuple is no submodule: the weights have one name only
 
@@ -42,6 +44,16 @@ class SharedBlock(nn.Module):
     def mixer(self) -> nn.Module | None:
         """The shared mixer as it is here."""
         return self.block.mixer
+
+    @property
+    def mixers(self) -> dict[str, Mixer]:
+        """As Block."""
+        return self.block.mixers
+
+    @property
+    def mlp(self) -> nn.Module | None:
+        """The shared MLP as it is here."""
+        return self.block.mlp
 
     @property
     def writes(self) -> int:
@@ -66,14 +78,12 @@ class SharedBlock(nn.Module):
         """As Block."""
         return self.block(x, state, ctx, aside)
 
-    def _corrections(self, block: Block, layer: LayerPlan):
+    def _corrections(self, block: Block, layer: LayerPlan) -> Iterator[tuple[str, Corrected]]:
         """(path in the block, what stands there at this place); `low_rank` names them by the same paths."""
-        if not layer.options.low_rank:
-            return
-        ranks = layer.options.low_rank
-        alone = len(layer.mixers) == 1
-        halves = [(ranks.mixer, "mixer" if alone else f"mixer.mixers.{i}", part) for i, part in enumerate(layer.mixers)]
-        for rank, root, part in [*halves, *((ranks.mlp, "mlp", part) for part in layer.mlps)]:
+        ranks = layer.options.low_rank or Ranks()
+        halves = [(ranks.mixer, root, part) for root, part in zip(block.mixers, layer.mixers, strict=True)]
+        halves += [(ranks.mlp, "mlp", part) for part in layer.mlps]
+        for rank, root, part in halves:
             for path in part.readers() if rank else []:
                 *owner, name = f"{root}.{path}".split(".")
                 corrected = Corrected(block.get_submodule(".".join(owner)), name, rank)
@@ -125,14 +135,12 @@ def _shell(module: nn.Module, **changes: Any) -> Any:
     return shell
 
 
-def _under(mixer: nn.Module | None, layer: LayerPlan) -> dict[str, nn.Module]:
+def _under(block: Block, layer: LayerPlan) -> dict[str, Mixer]:
     """The mixers whose config is another one here, by their paths in the block."""
-    alone = not isinstance(mixer, SideBySide)
-    inner = {"mixer": mixer} if alone else {f"mixer.mixers.{i}": one for i, one in enumerate(mixer.mixers)}
     return {
-        path: _shell(one, config=part.config)
-        for (path, one), part in zip(inner.items(), layer.mixers, strict=False)
-        if one.config != part.config
+        path: _shell(mixer, config=part.config)
+        for (path, mixer), part in zip(block.mixers.items(), layer.mixers, strict=True)
+        if mixer.config != part.config
     }
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
-from hybridlm.compose.block import Block
-from hybridlm.compose.shared import SharedBlock
 from hybridlm.layers.moe import MoE
 from hybridlm.layers.router import Router, RouterRecord
 
@@ -33,13 +31,9 @@ class Rebalancing:
         """Rebalance every mixture, once by what all places of its weights got. everywhere: the sum over devices."""
         routers: dict[Router, Tensor] = {}
         for layer, load in self.loads.items():
-            mlp = _mlp(blocks[layer])
+            mlp = blocks[layer].mlp
             if isinstance(mlp, MoE) and mlp.config.bias_rate:
                 routers[mlp.router] = routers.get(mlp.router, 0) + load
         for router, load in routers.items():
             router.rebalance(everywhere(load))
         self.loads = {}
-
-
-def _mlp(block: Block | SharedBlock) -> nn.Module | None:
-    return block.block.mlp if isinstance(block, SharedBlock) else block.mlp

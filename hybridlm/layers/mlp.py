@@ -4,6 +4,7 @@ Each is built as `MLP(config, d_model)` from a Config whose `resolve(d_model)` f
 to the same shape, and says what it costs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -39,8 +40,9 @@ class PlainConfig:
 
 
 class MLP(nn.Module):
-    """The contract of an MLP; see Mixer for the class constants.
+    """f(x G) * (x U) if gated, otherwise f(x U), projected back: what an MLP is, and its contract.
 
+    activation is f; see Mixer for the other class constants. An MLP of another kind has a forward of its own.
     One with `reads_context` is called `mlp(x, ctx)`: it may look at what is known of the tokens beside x, and write to
     `ctx.journal`.
     """
@@ -49,6 +51,7 @@ class MLP(nn.Module):
     residual_projections: ClassVar[tuple[str, ...]] = ("down_proj",)
     reads_context: ClassVar[bool] = False
     gated: ClassVar[bool] = False
+    activation: ClassVar[Callable[[Tensor], Tensor]]
 
     def __init__(self, config, d_model: int):
         super().__init__()
@@ -66,7 +69,13 @@ class MLP(nn.Module):
             init.linear(layer, streams, name)
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        raise NotImplementedError
+        """Each token for itself."""
+        return self.down_proj(self.hidden(self.up_proj(x), self.gate_proj(x) if self.gated else None))
+
+    @classmethod
+    def hidden(cls, up: Float[Tensor, "*b w"], gate: Float[Tensor, "*b w"] | None) -> Float[Tensor, "*b w"]:
+        """The hidden units, from what they are before the activation and, if gated, their gates."""
+        return cls.activation(up) if gate is None else cls.activation(gate) * up
 
     @classmethod
     def cost(cls, config, d_model: int) -> Cost:
@@ -80,9 +89,7 @@ class SwiGLU(MLP):
 
     Config = GatedConfig
     gated = True
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    activation = staticmethod(F.silu)
 
 
 class GEGLU(MLP):
@@ -90,18 +97,14 @@ class GEGLU(MLP):
 
     Config = GatedConfig
     gated = True
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        return self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
+    activation = staticmethod(F.gelu)
 
 
 class GELU(MLP):
     """gelu(x U), projected back. Hendrycks and Gimpel 2016; Vaswani et al. 2017, section 3.3."""
 
     Config = PlainConfig
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        return self.down_proj(F.gelu(self.up_proj(x)))
+    activation = staticmethod(F.gelu)
 
 
 class ReLU2(MLP):
@@ -109,5 +112,7 @@ class ReLU2(MLP):
 
     Config = PlainConfig
 
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        return self.down_proj(F.relu(self.up_proj(x)).square())
+    @staticmethod
+    def activation(x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
+        """relu(x)^2."""
+        return F.relu(x).square()

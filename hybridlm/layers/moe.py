@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -104,8 +103,8 @@ class Experts(nn.Module):
 
     def __init__(self, config: MoEConfig, d_model: int):
         super().__init__()
-        self.kind = config.expert
-        if KINDS[self.kind].gated:
+        self.kind = KINDS[config.expert]
+        if self.kind.gated:
             self.gate_proj = ExpertLinear(config.experts, d_model, config.width)
         self.up_proj = ExpertLinear(config.experts, d_model, config.width)
         self.down_proj = ExpertLinear(config.experts, config.width, d_model)
@@ -117,14 +116,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], counts: Int[Tensor, "e"]) -> Float[Tensor, "n d"]:
         """As ExpertLinear."""
-        up = self.up_proj(x, counts)
-        if self.kind == "swiglu":
-            hidden = F.silu(self.gate_proj(x, counts)) * up
-        elif self.kind == "geglu":
-            hidden = F.gelu(self.gate_proj(x, counts)) * up
-        else:
-            hidden = F.gelu(up) if self.kind == "gelu" else F.relu(up).square()
-        return self.down_proj(hidden, counts)
+        gate = self.gate_proj(x, counts) if self.kind.gated else None
+        return self.down_proj(self.kind.hidden(self.up_proj(x, counts), gate), counts)
 
 
 class MoE(nn.Module):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +16,11 @@ import torch
 
 from hybridlm import checks
 from hybridlm.compose import notation
+from hybridlm.compose.fields import checked, config_from
 from hybridlm.compose.options import WORDS, Options, Ranks, without_options
 from hybridlm.compose.part import Part
 from hybridlm.compose.pattern import MLP_ALONE, Block, Parallel, Pattern, Place, parse
-from hybridlm.compose.spec import COMBINATIONS, ModelSpec, require_known
+from hybridlm.compose.spec import COMBINATIONS, ModelSpec
 from hybridlm.errors import SpecError, UnsupportedError
 from hybridlm.registry import Registry, mixers, mlps
 
@@ -128,7 +127,7 @@ class _Reader:
     def _block(self, name: str) -> Definition:
         """What is defined under a name."""
         given, path = self.given[name], f"blocks.{name}."
-        require_known(given, ["mixer", "mlp", *WORDS], path)
+        checks.known(given, ["mixer", "mlp", *WORDS], path)
         options = self.plain.saying(given, path)
         mixer = self.part(mixers, f"{path}mixer", given.get("mixer", NONE), options.reads(self.spec.d_model))
         mlp = self.part(mlps, f"{path}mlp", given["mlp"]) if "mlp" in given else self.mlp
@@ -178,7 +177,7 @@ class _Reader:
             raise SpecError(
                 f"pattern: {place}: its members have different MLPs; give them one, or write <..>{{mlp: ..}}"
             )
-        require_known(change, ["combine", "mlp", *WORDS], path)
+        checks.known(change, ["combine", "mlp", *WORDS], path)
         return self._layer(place, tuple(mixer for mixer, *_ in members), mlp, combine, options)
 
     def _layer(
@@ -202,12 +201,12 @@ class _Reader:
             config_class = part.cls.Config
         except SpecError as error:
             raise SpecError(f"{path}.type: {error}") from error
-        config = _config(config_class, {key: value for key, value in given.items() if key != "type"}, f"{path}.")
+        config = config_from(config_class, {key: value for key, value in given.items() if key != "type"}, f"{path}.")
         return self._settled(replace(part, config=config), f"{path}.")
 
     def _changed(self, part: Part, change: Mapping[str, Any], path: str, more: list[str] | None = None) -> Part:
-        require_known(change, [*dataclasses.asdict(part.config), *(more or []), *WORDS], path)
-        values = {**dataclasses.asdict(part.config), **_checked(type(part.config), change, path)}
+        checks.known(change, [*dataclasses.asdict(part.config), *(more or []), *WORDS], path)
+        values = {**dataclasses.asdict(part.config), **checked(type(part.config), change, path)}
         return self._settled(replace(part, config=type(part.config)(**values)), path)
 
     def _settled(self, part: Part, path: str) -> Part:
@@ -234,46 +233,6 @@ def _check_narrow(mixer: Part, path: str) -> None:
         mixer.shapes()
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
-
-
-def _config(cls: type, given: Mapping[str, Any], path: str) -> Any:
-    try:
-        return cls(**_checked(cls, given, path))
-    except TypeError as error:
-        raise SpecError(f"{path.rstrip('.')}: {error}") from error
-
-
-def _checked(cls: type, given: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The given fields of a config class, each of the declared type."""
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    require_known(given, names, path)
-    return {name: _typed(path + name, value, hints[name]) for name, value in given.items()}
-
-
-def _typed(path: str, value: Any, hint: Any) -> Any:
-    """value, if it is of the annotated type: int, float, bool, str, a list of them, or None where allowed."""
-    options = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
-    if value is None and type(None) in options:
-        return None
-    kind = next(option for option in options if option is not type(None))
-    if kind is bool:
-        return checks.flag(path, value)
-    if kind is int:
-        return checks.integer(path, value)
-    if kind is float:
-        return checks.real(path, value)
-    if kind is str and not isinstance(value, str):
-        raise SpecError(f"{path}: {value!r} is not text")
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise SpecError(f"{path}: {value!r} is not a list")
-        return tuple(_typed(f"{path}.{i}", item, typing.get_args(kind)[0]) for i, item in enumerate(value))
-    return value
 
 
 def _settle_rope(layer: LayerPlan, rope: bool) -> LayerPlan:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from hybridlm import checks
-from hybridlm.checks import known as require_known
 from hybridlm.compose import ends, strict_yaml
 from hybridlm.errors import SpecError
 
@@ -149,8 +148,7 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
         """A spec from the plain mapping that a YAML file holds. SpecError: unknown or missing keys, wrong values."""
-        known = [f.name for f in fields(cls)]
-        require_known(given, known)
+        checks.known(given, [f.name for f in fields(cls)])
         missing = [name for name in ("d_model", "pattern") if name not in given]
         if missing:
             raise SpecError(f"{missing[0]}: missing; a model needs d_model, pattern and, for tokens, vocab_size")

@@ -90,9 +90,13 @@ def _print_tables(about: dict) -> None:
 
 def _summary(about: dict) -> Iterable[str]:
     parameters, attention = about["parameters"], about["attention"]
-    yield ", ".join([f"{about['layers']} layers", f"d_model {about['d_model']}", *_ends(about)])
+    layers = f"{about['layers']} layer{'s' * (about['layers'] > 1)}"
+    yield ", ".join([layers, f"d_model {about['d_model']}", *_ends(about)])
     active = f", of which a token uses {parameters['active']:,}" if parameters["active"] < parameters["total"] else ""
     yield f"{parameters['total']:,} parameters{active}"
+    if not attention["mixers"] and not attention["positions"]:
+        yield "no attention"
+        return
     mixers = sum(kind["count"] * len(kind["mixers"]) for kind in about["kinds"])
     yield (
         f"attention in {attention['layers']} of {about['layers']} layers, {attention['mixers']} of {mixers} mixers "

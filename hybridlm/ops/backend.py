@@ -45,7 +45,8 @@ def trace() -> Iterator[list[tuple[str, str]]]:
 def devices() -> list[tuple[str, str]]:
     """Name and description of what torch can compute on, the CPU first."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return [("cpu", f"{torch.get_num_threads()} threads")] + [
+    threads = torch.get_num_threads()
+    return [("cpu", f"{threads} thread{'s' * (threads > 1)}")] + [
         (f"cuda:{i}", f"{gpu.name}, {gpu.total_memory >> 30} GiB, compute capability {gpu.major}.{gpu.minor}")
         for i, gpu in enumerate(gpus)
     ]

@@ -77,6 +77,12 @@ def test_work_is_that_of_the_rows():
         assert counter.get_total_flops() == 2 * sum(counts) * 6 * 5
 
 
+@pytest.mark.parametrize("way", [grouped_linear, static])
+def test_no_rows_give_none(way):
+    x, weight, counts = parts([0, 0, 0])
+    assert way(x, weight, counts).shape == (0, 5)
+
+
 def test_no_shape_but_the_right_one():
     x, weight, counts = parts([2, 2])
     with pytest.raises(Exception, match="grouped_linear"):

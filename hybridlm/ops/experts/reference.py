@@ -9,7 +9,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     if _known(counts):
         groups = x.split(counts.tolist())
-        return torch.cat([F.linear(rows, matrix) for rows, matrix in zip(groups, weight, strict=True) if len(rows)])
+        parts = [F.linear(rows, matrix) for rows, matrix in zip(groups, weight, strict=True) if len(rows)]
+        return torch.cat(parts) if parts else x.new_empty(0, weight.shape[1])
     group = (torch.arange(len(x), device=x.device)[:, None] >= counts.cumsum(0)).sum(dim=1)
     return _gathered(x, weight, group) if len(x) <= len(weight) else _masked(x, weight, group)
 

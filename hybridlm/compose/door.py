@@ -19,9 +19,14 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_call(
-    spec: ModelSpec, inputs: Tensor, state: ModelState | None, valid: Tensor | None, segment_ids: Tensor | None
+    spec: ModelSpec,
+    inputs: Tensor,
+    state: ModelState | None,
+    valid: Tensor | None,
+    segment_ids: Tensor | None,
+    dtype: torch.dtype,
 ) -> None:
-    """SpecError or StateError unless a model of this spec can read the call; see `HybridLM.forward`."""
+    """SpecError or StateError unless a model of this spec and dtype can read the call; see `HybridLM.forward`."""
     _check_inputs(spec, inputs)
     for name, tensor in {"valid": valid, "segment_ids": segment_ids}.items():
         if tensor is not None:
@@ -31,7 +36,7 @@ def check_call(
         if spec.reads_tokens:
             _check_range("ids", real, spec.vocab_size)
         else:
-            _check_finite("inputs", real)
+            _check_finite("inputs", real, dtype)
     if state is not None:
         _check_state(spec, state, inputs)
 
@@ -86,9 +91,11 @@ def _check_targets(spec: ModelSpec, inputs: Tensor, valid: Tensor | None, target
     if _values_known(targets, valid):
         real = targets if valid is None or head.pool != "none" else targets[valid]
         if head.type == "regress":
-            _check_finite("targets", real[~real.isnan()])
+            _check_finite("targets", real[~real.isnan()], real.dtype)
         else:
-            _check_range("targets", real[real != IGNORED], spec.outputs, "token id" if head.type == "lm" else "class")
+            _check_range(
+                "targets", real[real.long() != IGNORED], spec.outputs, "token id" if head.type == "lm" else "class"
+            )
 
 
 def _check_head_targets(head: Head, rows: torch.Size, targets: Any) -> None:
@@ -154,8 +161,9 @@ def _check_range(name: str, values: Tensor, vocab: int, what: str = "token id") 
         raise SpecError(f"{name}: {bad} is no {what}; {there}")
 
 
-def _check_finite(name: str, values: Tensor) -> None:
-    """On the CPU; on a GPU what is not finite shows in the loss."""
-    if values.device.type == "cpu" and not values.isfinite().all():
-        bad = values[~values.isfinite()].flatten()[0].item()
-        raise SpecError(f"{name}: {bad}; every number must be finite{'' if name == 'targets' else ', pads apart'}")
+def _check_finite(name: str, values: Tensor, dtype: torch.dtype) -> None:
+    """In the dtype that computes. On the CPU; on a GPU what is not finite shows in the loss."""
+    if values.device.type == "cpu" and not (finite := values.to(dtype).isfinite()).all():
+        bad = values[~finite].flatten()[0].item()
+        where = "" if name == "targets" else f" in {dtype}, pads apart"
+        raise SpecError(f"{name}: {bad}; every number must be finite{where}")

@@ -102,7 +102,7 @@ class HybridLM(nn.Module):
         dtype or range. UnsupportedError: a pooled answer of packed rows, or a mean that goes on from a state. Each is
         raised before the state changes.
         """
-        check_call(self.spec, ids, state, valid, segment_ids)
+        check_call(self.spec, ids, state, valid, segment_ids, self.embed.weight.dtype)
         check_answer(self.spec, ids, state, valid, segment_ids, targets)
         journal = None if targets is None else []
         x, state = self._read(ids, state, valid, segment_ids, journal)
@@ -121,7 +121,7 @@ class HybridLM(nn.Module):
         segment_ids: Tensor | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """As forward, up to the final norm: x (b, t, d) and the next state. `logits(x)` does the rest but pooling."""
-        check_call(self.spec, ids, state, valid, segment_ids)
+        check_call(self.spec, ids, state, valid, segment_ids, self.embed.weight.dtype)
         return self._read(ids, state, valid, segment_ids)
 
     def _read(

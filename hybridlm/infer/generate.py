@@ -151,7 +151,7 @@ def require_language_model(spec: ModelSpec) -> None:
     if not spec.is_language_model:
         raise SpecError(
             f"embed: {spec.input.type}, head: {spec.output.type}: this model cannot write, as it does not read tokens "
-            "and give logits of the next one (embed: tokens, head: lm); call it with model(inputs)"
+            "and give logits of the next one (embed: tokens, head: lm); call it with model(ids)"
         )
 
 

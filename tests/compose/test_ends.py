@@ -262,6 +262,17 @@ def test_wrong_signals_are_refused_before_the_state_changes(inputs, message):
     assert model(signal(2), state).state.position.tolist() == [11, 11]
 
 
+@pytest.mark.parametrize(("dtype", "number"), [(torch.float16, 1e5), (torch.float32, 1e300)])
+def test_a_number_that_the_weights_cannot_hold_is_refused(dtype, number):
+    model, x = make("regress", "last").to(dtype), signal(2).double()
+    state = model.init_state(2, 20)
+    x[0, 3, 1] = number
+    with pytest.raises(hl.SpecError, match=rf"inputs: 1.*finite in {dtype}, pads apart"):
+        model(x, state)
+    x[0, 3, 1] = 1.0
+    assert model(x, state).logits.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("head", "pool", "targets", "message"),
     [
@@ -275,6 +286,7 @@ def test_wrong_signals_are_refused_before_the_state_changes(inputs, message):
         ("classify", "mean", torch.zeros(3), "targets: dtype torch.float32"),
         ("classify", "mean", torch.tensor([0, 5, 1]), "targets: 5 is no class; there are 0 to 4"),
         ("classify", "mean", torch.tensor([0, -1, 1]), "targets: -1 is no class"),
+        ("classify", "mean", torch.tensor([0, 156, 1], dtype=torch.uint8), "targets: 156 is no class"),  # -100 + 256
         ("classify", "mean", [0, 1, 2], "targets: a list"),
         ("regress", "mean", torch.zeros(3), r"targets: shape \(3,\).*\(batch, 2\)"),
         ("regress", "none", torch.zeros(3, 2), r"\(batch, time, 2\), here \(3, 11, 2\)"),

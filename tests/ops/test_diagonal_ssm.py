@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.errors import UnsupportedError
 from hybridlm.ops.diagonal_ssm import RULES, diagonal_flops, diagonal_kernel, diagonal_ssm
 from hybridlm.ops.diagonal_ssm.reference import discretise
 from hybridlm.ops.hippo import diagonal
+from tests.ops.common import Calls, apart, check
+from tests.oracles.dense import expm
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 NAMES = ("Lambda", "B", "C", "D", "dt")
@@ -50,18 +51,6 @@ class Dense:
         return torch.stack(outputs, 1), torch.stack(states, 1)
 
 
-def expm(M):
-    """e^M by scaling, Taylor's series and squaring. (torch's is right to 1e-10 only for small complex matrices.)"""
-    halvings = max(0, math.ceil(math.log2(M.abs().sum(0).max().item() + 1e-300)) + 1)
-    term = total = torch.eye(len(M), dtype=M.dtype)
-    for k in range(1, 20):
-        term = term @ M / 2**halvings / k
-        total = total + term
-    for _ in range(halvings):
-        total = total @ total
-    return total
-
-
 def full(x):
     """Real pairs (..., n, 2) -> the 2 n complex numbers they stand for."""
     z = torch.view_as_complex(x.double().contiguous())
@@ -91,13 +80,6 @@ def draw(p, b, t, dtype=torch.float64):
     g = torch.Generator().manual_seed(1)
     x = torch.randn(b, t, len(p["D"]), generator=g, dtype=torch.float64)
     return x.to(dtype), torch.randn(b, *p["C"].shape, generator=g, dtype=torch.float64).to(dtype)
-
-
-def check(y, expected, limit):
-    """RMS error relative to the RMS, and no single token (dimension 1) more than ten times worse."""
-    error, scale = (y.double() - expected).square(), expected.square().mean()
-    assert error.mean().sqrt() <= limit * scale.sqrt()
-    assert error.transpose(0, 1).flatten(1).mean(dim=1).max().sqrt() <= 10 * limit * scale.sqrt()
 
 
 # ------------------------------------------------------------------------------------------------------- discretisation
@@ -189,21 +171,6 @@ def test_every_number_counts(name, t):
 
 
 # --------------------------------------------------------------------------------------------------- rows and documents
-def apart(p, x, state, document, lengths):
-    """Every document of every row alone: number 0 from the state, the others from zero; pads give zeros."""
-    y, after = torch.zeros_like(x), torch.zeros_like(state)
-    oracle = Dense(**p)
-    for row, length in enumerate(lengths.tolist()):
-        after[row] = state[row] if document[row, -1] == 0 else 0
-        for number in document[row, :length].unique():
-            at = (document[row] == number) & (torch.arange(x.shape[1]) < length)
-            start = state[row : row + 1] if number == 0 else torch.zeros_like(state[:1])
-            outputs, states = oracle(x[row : row + 1, at], start)
-            y[row, at] = outputs[0]
-            after[row] = states[0, -1]
-    return y, after
-
-
 @given(st.data())
 def test_packed_and_padded_documents_equal_documents_apart(data):
     t = data.draw(st.sampled_from([1, 2, 17, 66]))
@@ -214,7 +181,7 @@ def test_packed_and_padded_documents_equal_documents_apart(data):
     p = anything()
     x, state = draw(p, len(steps), t)
     y, after = diagonal_ssm(torch.where(valid[..., None], x, 0), **p, state=state, lengths=lengths, document=document)
-    expected, states = apart(p, x, state, document, lengths)
+    expected, states = apart(Dense(**p), x, state, document, lengths)
     torch.testing.assert_close(torch.where(valid[..., None], y, 0), expected, rtol=0, atol=1e-11)
     torch.testing.assert_close(after, states, rtol=0, atol=1e-11)
 
@@ -327,16 +294,6 @@ def test_flops_by_hand():
     assert diagonal_flops(2, 4, 5, True) == (2 * 3 * product, 0, pytest.approx(2 * 3 * fft))
     assert diagonal_flops(2, 4, 5, True, copies=9) == (2 * 19 * product, 0, pytest.approx(2 * 19 * fft))
     assert diagonal_flops(2, 4, 1, True) == (0, 2 * (16 * 2 + 2), 0)
-
-
-class Calls(TorchDispatchMode):
-    """Counts the tensor operations run under it."""
-
-    number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_no_loop_over_time():

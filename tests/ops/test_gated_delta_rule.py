@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_flops
+from tests.ops.common import documents, error
 from tests.oracles.fla_naive import naive
 
 LENGTHS = [1, 2, 63, 64, 65, 130]
@@ -39,20 +40,6 @@ def inputs(t, gated=True, b=3, h=4, p=3, g=2, n=5, most=1.0, dtype=torch.float64
     q, k, v = torch.randn(b, t, g, n), F.normalize(torch.randn(b, t, g, n), dim=-1), torch.randn(b, t, h, p)
     decay = -torch.exp(torch.empty(b, t, h).uniform_(-7, 1)) if gated else None
     return [x if x is None else x.to(dtype) for x in (q, k, v, decay, most * torch.rand(b, t, h))]
-
-
-def documents(b, t):
-    """Lengths 1, 2, 3, ..., the first row from the state's document, the second from a new one, the last undivided."""
-    bounds = torch.cumsum(torch.arange(1, t + 2), 0)
-    rows = torch.bucketize(torch.arange(t), bounds, right=True).repeat(b, 1)
-    rows[1] += 1
-    rows[-1] = 0
-    return rows
-
-
-def error(ours, true):
-    """RMS(err) / RMS(ref)."""
-    return ((ours.double() - true).norm() / true.norm()).item()
 
 
 @pytest.mark.parametrize("dtype", LIMIT)

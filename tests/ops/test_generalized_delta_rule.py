@@ -1,8 +1,5 @@
 """The generalised delta rule against a loop over rows, heads and tokens in numpy, and flash-linear-attention's own."""
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.ops.generalized_delta_rule import generalized_delta_rule, generalized_delta_rule_flops
 from hybridlm.ops.linear_attention import linear_attention
+from tests.ops.common import documents, error
+from tests.oracles.fla_naive import naive
 
-NAIVE = runpy.run_path(Path(__file__).parents[1] / "oracles/fla_naive.py")["naive"]("generalized_delta_rule/dplr")
+NAIVE = naive("generalized_delta_rule/dplr")
 LENGTHS = [1, 2, 15, 16, 17, 70]
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 
@@ -39,20 +38,6 @@ def inputs(t, b=3, h=2, p=3, n=5, dtype=torch.float64, weak=0.61):
     q, k, a = (torch.randn(b, t, h, n, dtype=torch.float64) for _ in range(3))
     v, a = torch.randn(b, t, h, p, dtype=torch.float64), a / a.norm(dim=-1, keepdim=True)
     return [x.to(dtype) for x in (q, k, v, a, -a * torch.rand(b, t, h, n), -weak * torch.rand(b, t, h, n))]
-
-
-def documents(b, t):
-    """Lengths 1, 2, 3, ..., the first row from the state's document, the second from a new one, the last undivided."""
-    bounds = torch.cumsum(torch.arange(1, t + 2), 0)
-    rows = torch.bucketize(torch.arange(t), bounds, right=True).repeat(b, 1)
-    rows[1] += 1
-    rows[-1] = 0
-    return rows
-
-
-def error(ours, true):
-    """RMS(err) / RMS(ref)."""
-    return ((ours.double() - true).norm() / true.norm()).item()
 
 
 @pytest.mark.parametrize("dtype", LIMIT)

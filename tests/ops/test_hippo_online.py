@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.polynomial import legendre
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridlm.errors import SpecError
 from hybridlm.ops.hippo import (
@@ -26,6 +25,7 @@ from hybridlm.ops.hippo import (
     weight,
 )
 from hybridlm.ops.ssm_kernel import s4_kernel
+from tests.ops.common import Calls
 from tests.oracles.hippo import full, functions, quadrature
 
 F64 = torch.float64
@@ -227,16 +227,6 @@ def test_states_near_the_projection(measure):
     expected = (signal(t - s) * (s < t) * weights) @ functions(measure, n, s)
     np.testing.assert_allclose(state, expected, rtol=0, atol=2e-3)
     assert np.abs(expected).max() > 0.1
-
-
-class Calls(TorchDispatchMode):
-    """Counts the tensor operations run under it."""
-
-    number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("run", [lambda f: project("legt", f, 6, 0.1), lambda f: project_scaled(f, 6)])

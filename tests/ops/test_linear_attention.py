@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.ops.linear_attention import linear_attention, linear_attention_flops
+from tests.ops.common import documents, error
 from tests.oracles.fla_naive import naive
 
 LENGTHS = [1, 2, 63, 64, 65, 130]
@@ -38,20 +39,6 @@ def inputs(t, kind="head", b=3, h=4, p=3, g=2, n=5, dtype=torch.float64):
     shape = {"head": (b, t, h), "channel": (b, t, g, n)}
     decay = None if kind == "none" else -torch.exp(torch.empty(shape[kind]).uniform_(-7, 2))
     return [x if x is None else x.to(dtype) for x in (q, k, v, decay)]
-
-
-def documents(b, t):
-    """Lengths 1, 2, 3, ..., the first row from the state's document, the second from a new one, the last undivided."""
-    bounds = torch.cumsum(torch.arange(1, t + 2), 0)
-    rows = torch.bucketize(torch.arange(t), bounds, right=True).repeat(b, 1)
-    rows[1] += 1
-    rows[-1] = 0
-    return rows
-
-
-def error(ours, true):
-    """RMS(err) / RMS(ref)."""
-    return ((ours.double() - true).norm() / true.norm()).item()
 
 
 @pytest.mark.parametrize("dtype", LIMIT)

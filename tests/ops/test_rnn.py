@@ -6,6 +6,7 @@ import torch
 
 from hybridlm.ops.backend import trace
 from hybridlm.ops.rnn import gru, lstm
+from tests.ops.common import error
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 BACKENDS = ["reference", "vendor"]
@@ -70,11 +71,6 @@ def oracle(name, args, state, lengths=None, document=None):
 def kept(y, lengths):
     """y with zeros at pads, where it means nothing."""
     return y if lengths is None else torch.where((torch.arange(y.shape[1]) < lengths[:, None])[..., None], y, 0)
-
-
-def error(ours, true):
-    """RMS(err) / RMS(ref)."""
-    return ((ours.double() - true).norm() / true.norm()).item()
 
 
 @pytest.mark.parametrize("dtype", LIMIT)

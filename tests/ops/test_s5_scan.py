@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.errors import UnsupportedError
 from hybridlm.ops.hippo import diagonal
 from hybridlm.ops.s5_scan import s5_flops, s5_scan
+from tests.ops.common import Calls, apart, check
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 NAMES = ("Lambda", "B", "C", "D", "dt")
@@ -82,13 +82,6 @@ def draw(p, b, t, dtype=torch.float64):
     return x.to(dtype), torch.randn(b, len(p["dt"]), 2, generator=g, dtype=torch.float64).to(dtype)
 
 
-def check(y, expected, limit):
-    """RMS error relative to the RMS, and no single token (dimension 1) more than ten times worse."""
-    error, scale = (y.double() - expected).square(), expected.square().mean()
-    assert error.mean().sqrt() <= limit * scale.sqrt()
-    assert error.transpose(0, 1).flatten(1).mean(dim=1).max().sqrt() <= 10 * limit * scale.sqrt()
-
-
 # -------------------------------------------------------------------------------------------- scan = recurrence = dense
 @pytest.mark.parametrize("dtype", LIMIT)
 @pytest.mark.parametrize("t", [1, 2, 3, 7, 64, 65, 1000, 4096])
@@ -136,21 +129,6 @@ def test_every_number_counts(name, t):
 
 
 # --------------------------------------------------------------------------------------------------- rows and documents
-def apart(p, x, state, document, lengths):
-    """Every document of every row alone: number 0 from the state, the others from zero; pads give zeros."""
-    y, after = torch.zeros_like(x), torch.zeros_like(state)
-    oracle = Dense(**p)
-    for row, length in enumerate(lengths.tolist()):
-        after[row] = state[row] if document[row, -1] == 0 else 0
-        for number in document[row, :length].unique():
-            at = (document[row] == number) & (torch.arange(x.shape[1]) < length)
-            start = state[row : row + 1] if number == 0 else torch.zeros_like(state[:1])
-            outputs, states = oracle(x[row : row + 1, at], start)
-            y[row, at] = outputs[0]
-            after[row] = states[0, -1]
-    return y, after
-
-
 @given(st.data())
 def test_packed_and_padded_documents_equal_documents_apart(data):
     t = data.draw(st.sampled_from([1, 2, 17, 66]))
@@ -161,7 +139,7 @@ def test_packed_and_padded_documents_equal_documents_apart(data):
     p = anything()
     x, state = draw(p, len(steps), t)
     y, after = s5_scan(torch.where(valid[..., None], x, 1e4), **p, state=state, lengths=lengths, document=document)
-    expected, states = apart(p, x, state, document, lengths)
+    expected, states = apart(Dense(**p), x, state, document, lengths)
     torch.testing.assert_close(torch.where(valid[..., None], y, 0), expected, rtol=0, atol=1e-11)
     torch.testing.assert_close(after, states, rtol=0, atol=1e-11)
 
@@ -262,16 +240,6 @@ def test_flops_by_hand():
     """d = 2, P = 4, t = 6: 5, 4 and 2 tokens have one 1, 2 and 4 before them; two couples, 8 FLOPs each."""
     assert s5_flops(2, 4, 6, False) == (2 * 6 * (2 * 4 + 4 * 2), 2 * 8 * (5 + 4 + 2) + 6 * 2 * 2)
     assert s5_flops(2, 4, 1, True) == (2 * (2 * 4 + 4 * 2), 2 * 10 + 2 * 2)
-
-
-class Calls(TorchDispatchMode):
-    """Counts the tensor operations run under it."""
-
-    number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_no_loop_over_time():

@@ -6,6 +6,7 @@ import torch
 
 from hybridlm.errors import SpecError
 from hybridlm.ops.selective_scan import reference, selective_scan
+from tests.ops.common import documents, error
 
 LENGTHS = [1, 2, 15, 16, 17, 63, 64, 65, 130]
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -33,20 +34,6 @@ def inputs(t, b=3, d=5, n=4, dtype=torch.float64):
     dt = torch.exp(torch.empty(b, t, d).uniform_(-7, 0))
     A = -torch.arange(1, n + 1).expand(d, n) * torch.rand(d, 1)
     return [v.to(dtype) for v in (x, dt, A, B, C, torch.randn(d))]
-
-
-def documents(b, t):
-    """Lengths 1, 2, 3, ..., the first row from the state's document, the second from a new one, the last undivided."""
-    bounds = torch.cumsum(torch.arange(1, t + 2), 0)
-    rows = torch.bucketize(torch.arange(t), bounds, right=True).repeat(b, 1)
-    rows[1] += 1
-    rows[-1] = 0
-    return rows
-
-
-def error(ours, true):
-    """RMS(err) / RMS(ref)."""
-    return ((ours.double() - true).norm() / true.norm()).item()
 
 
 @pytest.fixture(params=[None, 1], ids=["one block", "small blocks"])

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridlm.errors import UnsupportedError
 from hybridlm.ops.causal_conv import causal_conv1d
 from hybridlm.ops.shift_ssm import shift_flops, shift_ssm
+from tests.ops.common import Calls
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 
@@ -138,16 +138,6 @@ def test_inputs_are_left_alone():
     shift_ssm(*leaves, state=state)
     shift_ssm(leaves[0][:, :1], *leaves[1:], state=state)
     assert all(torch.equal(*pair) for pair in zip(kept, tensors, strict=True))
-
-
-class Calls(TorchDispatchMode):
-    """Counts the tensor operations run under it."""
-
-    number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("n", [4, 64])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hybridlm.ops.ssd import ssd
+from tests.ops.common import documents, error
 
 LENGTHS = [1, 2, 63, 64, 65, 130]
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -31,20 +32,6 @@ def inputs(t, b=3, h=4, p=3, g=2, n=5, dtype=torch.float64):
     x, B, C = torch.randn(b, t, h, p), torch.randn(b, t, g, n), torch.randn(b, t, g, n)
     dt = torch.exp(torch.empty(b, t, h).uniform_(-7, 0))
     return [v.to(dtype) for v in (x, dt, -16 * torch.rand(h), B, C, torch.randn(h))]
-
-
-def documents(b, t):
-    """Lengths 1, 2, 3, ..., the first row from the state's document, the second from a new one, the last undivided."""
-    bounds = torch.cumsum(torch.arange(1, t + 2), 0)
-    rows = torch.bucketize(torch.arange(t), bounds, right=True).repeat(b, 1)
-    rows[1] += 1
-    rows[-1] = 0
-    return rows
-
-
-def error(ours, true):
-    """RMS(err) / RMS(ref)."""
-    return ((ours.double() - true).norm() / true.norm()).item()
 
 
 @pytest.mark.parametrize("dtype", LIMIT)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.errors import UnsupportedError
 from hybridlm.ops.hippo import dplr
 from hybridlm.ops.ssm_kernel import s4_flops, s4_kernel, s4_scan
+from tests.ops.common import Calls, apart, check
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 NAMES = ("Lambda", "P", "B", "C", "D", "dt")
@@ -71,13 +71,6 @@ def draw(p, b, t, dtype=torch.float64, seed=1):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(b, t, len(p["D"]), generator=g, dtype=torch.float64)
     return x.to(dtype), torch.randn(b, *p["C"].shape, generator=g, dtype=torch.float64).to(dtype)
-
-
-def check(y, expected, limit):
-    """RMS error relative to the RMS, and no single token (dimension 1) more than ten times worse."""
-    error, scale = (y.double() - expected).square(), expected.square().mean()
-    assert error.mean().sqrt() <= limit * scale.sqrt()
-    assert error.transpose(0, 1).flatten(1).mean(dim=1).max().sqrt() <= 10 * limit * scale.sqrt()
 
 
 # ------------------------------------------------------------------------------------- convolution = recurrence = dense
@@ -174,21 +167,6 @@ def test_ragged_rows_stop_at_their_last_valid_token(t):
     assert torch.equal(after[0], state[0])
 
 
-def apart(p, x, state, document, lengths):
-    """Every document of every row alone: number 0 from the state, the others from zero; pads give zeros."""
-    y, after = torch.zeros_like(x), torch.zeros_like(state)
-    oracle = Dense(**p)
-    for row, length in enumerate(lengths.tolist()):
-        after[row] = state[row] if document[row, -1] == 0 else 0
-        for number in document[row, :length].unique():
-            at = (document[row] == number) & (torch.arange(x.shape[1]) < length)
-            start = state[row : row + 1] if number == 0 else torch.zeros_like(state[:1])
-            outputs, states = oracle(x[row : row + 1, at], start)
-            y[row, at] = outputs[0]
-            after[row] = states[0, -1]
-    return y, after
-
-
 @given(st.data())
 def test_packed_documents_equal_documents_apart(data):
     t = data.draw(st.sampled_from([1, 2, 17, 66]))
@@ -199,7 +177,7 @@ def test_packed_documents_equal_documents_apart(data):
     p = anything()
     x, state = draw(p, len(steps), t)
     y, after = s4_scan(torch.where(valid[..., None], x, 0), **p, state=state, lengths=lengths, document=document)
-    expected, states = apart(p, x, state, document, lengths)
+    expected, states = apart(Dense(**p), x, state, document, lengths)
     torch.testing.assert_close(torch.where(valid[..., None], y, 0), expected, rtol=0, atol=1e-11)
     torch.testing.assert_close(after, states, rtol=0, atol=1e-11)
 
@@ -209,7 +187,7 @@ def test_one_token_begins_or_continues_a_document():
     x, state = draw(p, 4, 1)
     document, lengths = torch.tensor([[0], [1], [0], [1]]), torch.tensor([1, 1, 0, 1])
     y, after = s4_scan(x, **p, state=state, lengths=lengths, document=document)
-    expected, states = apart(p, x, state, document, lengths)
+    expected, states = apart(Dense(**p), x, state, document, lengths)
     torch.testing.assert_close((y[lengths > 0], after), (expected[lengths > 0], states), rtol=0, atol=1e-12)
 
 
@@ -337,16 +315,6 @@ def test_flops_by_hand():
     ffts = 3 * 2.5 * 6 * np.log2(6) + 2.5 * 4 * np.log2(4)
     assert s4_flops(2, 4, 3, False) == (2 * 2 * products, 0, pytest.approx(2 * ffts))
     assert s4_flops(2, 4, 1, True) == (0, 2 * (24 * 2 + 2), 0)
-
-
-class Calls(TorchDispatchMode):
-    """Counts the tensor operations run under it."""
-
-    number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_no_loop_over_time():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hybridlm.ops.ssd import ssd
 from hybridlm.ops.trapezoidal_ssd import Memory, trapezoidal_ssd
 from hybridlm.ops.trapezoidal_ssd.reference import rotate
+from tests.ops.common import documents, error
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 LENGTHS = [1, 2, 7, 8, 9, 16, 17, 70]
@@ -52,20 +53,6 @@ def inputs(t, b=3, h=2, p=3, n=7, a=2, dtype=torch.float64):
     x, B, C = torch.randn(b, t, h, p), torch.randn(b, t, h, n), torch.randn(b, t, h, n)
     args = [v.to(dtype) for v in (x, dt, A, torch.rand(b, t, h), turn, B, C)]
     return args, Memory(*(torch.randn(s).to(dtype) for s in ((b, h, p, n), (b, h, n), (b, h, p))))
-
-
-def documents(b, t):
-    """Lengths 1, 2, 3, ..., the first row from the state's document, the second from a new one, the last undivided."""
-    bounds = torch.cumsum(torch.arange(1, t + 2), 0)
-    rows = torch.bucketize(torch.arange(t), bounds, right=True).repeat(b, 1)
-    rows[1] += 1
-    rows[-1] = 0
-    return rows
-
-
-def error(ours, true):
-    """RMS(err) / RMS(ref)."""
-    return ((ours.double() - true).norm() / true.norm()).item()
 
 
 @pytest.mark.parametrize("dtype", LIMIT)

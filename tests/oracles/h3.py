@@ -4,9 +4,9 @@ Under a zero-order hold [[Abar, Bbar], [0, 1]] is the exponential of dt [[A, B],
 bilinear rule both come from solving with the full matrix. Each head's system keeps every entry of K v^T apart.
 """
 
-import math
-
 import torch
+
+from tests.oracles.dense import expm, full
 
 VARIANTS = {
     "elementwise": {"d_state": 6, "head_dim": 1, "init": "inv"},
@@ -57,20 +57,3 @@ def system(mixer, head):
     both[:n, :n], both[:n, n] = A, B
     both = expm(dt * both)
     return both[:n, :n], both[:n, n], C
-
-
-def full(z):
-    """Both of each couple."""
-    return torch.cat([z, z.conj()])
-
-
-def expm(M):
-    """e^M by scaling, Taylor's series and squaring. (torch's is right to 1e-10 only for small complex matrices.)"""
-    halvings = max(0, math.ceil(math.log2(M.abs().sum(0).max().item() + 1e-300)) + 1)
-    term = total = torch.eye(len(M), dtype=M.dtype)
-    for k in range(1, 20):
-        term = term @ M / 2**halvings / k
-        total = total + term
-    for _ in range(halvings):
-        total = total @ total
-    return total

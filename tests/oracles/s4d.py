@@ -4,9 +4,9 @@ Under a zero-order hold [[Abar, Bbar], [0, 1]] is the exponential of dt [[A, B],
 bilinear rule both come from solving with the full matrix. Nothing here knows that A is diagonal.
 """
 
-import math
-
 import torch
+
+from tests.oracles.dense import expm, full
 
 VARIANTS = {
     "inv-bilinear": {"d_state": 10, "init": "inv", "discretization": "bilinear"},
@@ -34,11 +34,6 @@ def oracle(mixer, u):
     return wide[:, :d] / (1 + torch.exp(-wide[:, d:])), {"ssm": torch.stack(states)}
 
 
-def full(z):
-    """Both of each couple."""
-    return torch.cat([z, z.conj()])
-
-
 def hold(A, B, dt):
     """Abar, Bbar under a zero-order hold."""
     n = len(B)
@@ -46,18 +41,6 @@ def hold(A, B, dt):
     both[:n, :n], both[:n, n] = A, B
     both = expm(dt * both)
     return both[:n, :n], both[:n, n]
-
-
-def expm(M):
-    """e^M by scaling, Taylor's series and squaring. (torch's is right to 1e-10 only for small complex matrices.)"""
-    halvings = max(0, math.ceil(math.log2(M.abs().sum(0).max().item() + 1e-300)) + 1)
-    term = total = torch.eye(len(M), dtype=M.dtype)
-    for k in range(1, 20):
-        term = term @ M / 2**halvings / k
-        total = total + term
-    for _ in range(halvings):
-        total = total @ total
-    return total
 
 
 def bilinear(A, B, dt):

@@ -1,0 +1,52 @@
+"""What the tests of several ops need: documents to cut rows into, errors, and a count of what runs."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def documents(b, t):
+    """Lengths 1, 2, 3, ..., the first row from the state's document, the second from a new one, the last undivided."""
+    bounds = torch.cumsum(torch.arange(1, t + 2), 0)
+    rows = torch.bucketize(torch.arange(t), bounds, right=True).repeat(b, 1)
+    rows[1] += 1
+    rows[-1] = 0
+    return rows
+
+
+def apart(oracle, x, state, document, lengths):
+    """Every document of every row alone: number 0 from the state, the others from zero; pads give zeros.
+
+    oracle(x, state) -> y, and the state after every token.
+    """
+    y, after = torch.zeros_like(x), torch.zeros_like(state)
+    for row, length in enumerate(lengths.tolist()):
+        after[row] = state[row] if document[row, -1] == 0 else 0
+        for number in document[row, :length].unique():
+            at = (document[row] == number) & (torch.arange(x.shape[1]) < length)
+            start = state[row : row + 1] if number == 0 else torch.zeros_like(state[:1])
+            outputs, states = oracle(x[row : row + 1, at], start)
+            y[row, at] = outputs[0]
+            after[row] = states[0, -1]
+    return y, after
+
+
+def error(ours, true):
+    """RMS(err) / RMS(ref)."""
+    return ((ours.double() - true).norm() / true.norm()).item()
+
+
+def check(y, expected, limit):
+    """RMS error relative to the RMS, and no single token (dimension 1) more than ten times worse."""
+    error, scale = (y.double() - expected).square(), expected.square().mean()
+    assert error.mean().sqrt() <= limit * scale.sqrt()
+    assert error.transpose(0, 1).flatten(1).mean(dim=1).max().sqrt() <= 10 * limit * scale.sqrt()
+
+
+class Calls(TorchDispatchMode):
+    """Counts the tensor operations run under it."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += 1
+        return func(*args, **(kwargs or {}))

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hybridlm.ops.rows import last_valid
+
 Memory = tuple[Tensor, ...]  # (y, c) or (y,), each (b, h)
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # ih, hh, and their biases
 Loop = Callable[[Tensor, Memory, Weights], tuple[Tensor, Memory]]
@@ -50,9 +52,7 @@ def _rows(loop: Loop, x: Tensor, weights: Weights, state: Memory, lengths: Tenso
         i, f, g, o = ih.new_tensor([-SHUT, SHUT, 0, 0]).repeat_interleave(len(ih) // 4)[:, None].chunk(4)
         x, ih = torch.cat([x, pad[..., None].to(x.dtype)], dim=-1), torch.cat([ih, torch.cat([i, f, g, o])], dim=-1)
     y, last = loop(x, state, (ih, *weights[1:]))
-    at = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, y.shape[2])
-    ended = torch.where(lengths[:, None] > 0, y.gather(1, at).squeeze(1), state[0])
-    return y, (ended, *last[1:])
+    return y, (last_valid(y, state[0], lengths), *last[1:])
 
 
 def _documents(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hybridlm.ops.diagonal_ssm.reference import coordinates, couples, discretise, doubled
 from hybridlm.ops.lti import as_complex, conjugate
+from hybridlm.ops.rows import last_valid
 
 
 class System(NamedTuple):
@@ -53,15 +54,7 @@ def s5_scan(
         v = torch.cat([v[:, :1] + (z - s.E * z)[:, None].to(v.dtype), v[:, 1:]], dim=1)
     h = v if one else _Scan.apply(v, s.E, document)
     y = (s.read(h) + D.to(u.dtype) * u).to(x.dtype)
-    return y, None if state is None else torch.view_as_real(_last(h, z, lengths)).to(state.dtype)
-
-
-def _last(h: Tensor, before: Tensor, lengths: Tensor | None) -> Tensor:
-    """The state after each row's last valid token: h (b, t, n) after every token, before (b, n) the first."""
-    if lengths is None:
-        return h[:, -1]
-    place = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, h.shape[2])
-    return torch.where((lengths > 0)[:, None], h.gather(1, place).squeeze(1).to(before.dtype), before)
+    return y, None if state is None else torch.view_as_real(last_valid(h, z, lengths)).to(state.dtype)
 
 
 class _Scan(torch.autograd.Function):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hybridlm.ops.linear_attention import linear_attention, linear_attention_flops
 from hybridlm.ops.linear_attention.chunks import at_begins
+from hybridlm.ops.rows import last_valid
 
 
 class Memory(NamedTuple):
@@ -57,7 +58,7 @@ def trapezoidal_ssd(
 
     y = y + (own * (B * C).sum(-1))[..., None] * u
     ssm = ssm + (own[:, -1, :, None] * u[:, -1])[..., None] * k[:, -1, :, None]
-    last = Memory(rotate(ssm, -angle[:, -1, :, None]), _last(B, key, lengths), _last(u, value, lengths))
+    last = Memory(rotate(ssm, -angle[:, -1, :, None]), last_valid(B, key, lengths), last_valid(u, value, lengths))
     return y.to(x.dtype), last
 
 
@@ -89,14 +90,6 @@ def _sums(turn: Tensor, document: Tensor | None) -> Tensor:
 def _before(v: Tensor, first: Tensor) -> Tensor:
     """v (b, t, ...) one token later, `first` (b, ...) in front."""
     return torch.cat([first[:, None], v[:, :-1]], dim=1)
-
-
-def _last(v: Tensor, first: Tensor, lengths: Tensor | None) -> Tensor:
-    """(b, t, ...) -> (b, ...), of each row's last real token; `first` where there is none."""
-    if lengths is None:
-        return v[:, -1]
-    index = lengths.reshape(-1, 1, *[1] * (v.ndim - 2)).expand(-1, 1, *v.shape[2:])
-    return torch.cat([first[:, None], v], dim=1).gather(1, index).squeeze(1)
 
 
 def _nothing(u: Tensor, B: Tensor) -> Memory:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from hybridlm.ops.backend import trace
-from hybridlm.ops.rnn import gru, lstm
+from hybridlm.ops.rnn import best_first, gru, lstm
 from tests.ops.common import error
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -268,3 +269,18 @@ def test_a_kernel_is_told_when_it_trains_and_keeps_its_settings_in_the_backward_
     seen.clear()
     torch.func.grad(lambda x: run(name, [x, *args[1:]], backend="vendor")[0].sum())(args[0].detach())
     assert seen == [(False, False), (True, False)]  # once more, in the backward pass, as on a GPU
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "first"),
+    [
+        ("cpu", torch.float32, "vendor"),
+        ("cuda", torch.float32, "reference"),
+        ("cuda", torch.float64, "reference"),
+        ("cuda", torch.bfloat16, "vendor"),
+    ],
+)
+def test_auto_takes_no_loop_that_is_less_exact_than_its_inputs(device, dtype, first):
+    with FakeTensorMode():
+        x = torch.empty(1, 2, 3, device=device, dtype=dtype)
+    assert next(iter(best_first(x, len, max))) == first

@@ -31,7 +31,7 @@ def reload(s: Solo) -> Iterator[Result]:
     held = dict(s.module.state_dict())
     blob = safetensors.torch.save({name: tensor.contiguous() for name, tensor in held.items()})
     other = s.twin()
-    other.module = s.build().to(s.dtype)
+    other.module = s.build().to(s.device, s.dtype)
     other.module.load_state_dict(safetensors.torch.load(blob), strict=True)
     for name, tensor in other.module.state_dict().items():
         yield same(f"weight {name}", tensor, held[name])

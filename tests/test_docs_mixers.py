@@ -28,7 +28,7 @@ SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", MLPS, re.DOTALL | re.
 TEXT |= {name: SECTIONS[name] for name in PARTS}
 NAMED = {  # initial values with a name
     "s4": dict(zip(("Lambda", "P", "B"), dplr("legs", 64), strict=True)),
-    "s5": {"Lambda": diagonal("legs", 16).repeat(4, 1)},
+    "s5": {"Lambda": diagonal("legs", 64).repeat(16, 1)},
 }
 DRAWN = 100_000
 

@@ -36,13 +36,14 @@ SLOWEST = -1e-4
 class S5Config:
     """One diagonal system for all channels.
 
-    d_state: states P of the layer, even, as they come in conjugate couples.
-    blocks: number J of HiPPO-LegS systems of P/J states that Lambda begins as, a divisor of P/2; default up to 4.
+    d_state: states P of the layer, even, as they come in conjugate couples; default d_model, down to a multiple of 16.
+    blocks: number J of HiPPO-LegS systems of P/J states that Lambda begins as, a divisor of P/2; default 4, or more
+        where P > 256, so that each has about 64 states.
     dt_min, dt_max: the step dt of each state is drawn log-uniformly between them; 1 / dt is its memory in tokens.
     time_scale: what every dt is multiplied with: 2 where a signal comes at half the rate of training.
     """
 
-    d_state: int = 64
+    d_state: int | None = None
     blocks: int | None = None
     dt_min: float = 1e-3
     dt_max: float = 1e-1
@@ -50,12 +51,18 @@ class S5Config:
 
     def resolve(self, d_model: int) -> "S5Config":
         """Every default filled in, every field checked."""
-        couples = paired("d_state", self.d_state) // 2
-        blocks = whole("blocks", largest_divisor(couples, 4) if self.blocks is None else self.blocks)
-        divides("blocks", blocks, "d_state / 2", couples)
+        states = paired("d_state", _as_many_as(d_model) if self.d_state is None else self.d_state)
+        blocks = largest_divisor(states // 2, max(4, states // 64)) if self.blocks is None else self.blocks
+        divides("blocks", whole("blocks", blocks), "d_state / 2", states // 2)
         dt_min, dt_max = interval("dt_min", self.dt_min, "dt_max", self.dt_max, 1e-6, 10)
         time_scale = real("time_scale", self.time_scale, 1e-6, 1e6)
-        return replace(self, blocks=blocks, dt_min=dt_min, dt_max=dt_max, time_scale=time_scale)
+        return replace(self, d_state=states, blocks=blocks, dt_min=dt_min, dt_max=dt_max, time_scale=time_scale)
+
+
+def _as_many_as(channels: int) -> int:
+    """States of a layer of this width by default: as many, down to a multiple of 16, which has blocks of like size."""
+    unit = 16 if channels >= 16 else 2
+    return min(max(2, channels // unit * unit), 4096)
 
 
 @dataclass

@@ -93,6 +93,17 @@ def test_declarations_name_what_exists():
     assert (S5.letter, S5.recurrent, S5.rolls_back) == ("V", True, False)
 
 
+@pytest.mark.parametrize(
+    ("d_model", "d_state", "blocks"),
+    [(1, 2, 1), (7, 6, 3), (32, 32, 4), (127, 112, 4), (512, 512, 8), (1009, 1008, 14), (9999, 4096, 64)],
+)
+def test_states_grow_with_the_width(d_model, d_state, blocks):
+    """One state a channel or nearly, in blocks of about 64 at most: 64 for a layer of any width would be too few."""
+    config = S5Config().resolve(d_model)
+    assert (config.d_state, config.blocks) == (d_state, blocks)
+    assert config.resolve(d_model) == config
+
+
 @pytest.mark.parametrize("d_state", [2, 6, 10, 64, 100])
 def test_blocks_divide_by_default(d_state):
     config = S5Config(d_state=d_state).resolve(32)

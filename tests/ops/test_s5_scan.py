@@ -237,9 +237,9 @@ def test_flops_are_those_that_are_done(t, state):
 
 
 def test_flops_by_hand():
-    """d = 2, P = 4, t = 6: 5, 4 and 2 tokens have one 1, 2 and 4 before them; two couples, 8 FLOPs each."""
-    assert s5_flops(2, 4, 6, False) == (2 * 6 * (2 * 4 + 4 * 2), 2 * 8 * (5 + 4 + 2) + 6 * 2 * 2)
-    assert s5_flops(2, 4, 1, True) == (2 * (2 * 4 + 4 * 2), 2 * 10 + 2 * 2)
+    """d = 2, P = 4, t = 6: 5, 4 and 2 tokens have one 1, 2 and 4 before them; two couples, 8 each, and 6 for Bbar u."""
+    assert s5_flops(2, 4, 6, False) == (2 * 6 * (2 * 4 + 4 * 2), 2 * (8 * (5 + 4 + 2) + 6 * 6) + 6 * 2 * 2)
+    assert s5_flops(2, 4, 1, True) == (2 * (2 * 4 + 4 * 2), 2 * 16 + 2 * 2)
 
 
 def test_no_loop_over_time():
@@ -250,6 +250,15 @@ def test_no_loop_over_time():
             s5_scan(x, **p, state=state)
         counts.append(calls.number)
     assert counts[1] - counts[0] < 20 * 6  # six more doublings, a handful of operations each
+
+
+def test_a_token_discretises_states_and_not_matrices():
+    """B and C hold n d numbers each: a step that scaled them anew would take longer than its products with them."""
+    p = hippo(d=40, n=8)
+    x, state = draw(p, 2, 1)
+    with Calls() as calls:
+        s5_scan(x, **p, state=state)
+    assert 0 < calls.largest_complex <= 2 * 8
 
 
 def test_a_backend_that_is_missing_is_refused():

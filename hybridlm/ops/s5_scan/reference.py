@@ -19,26 +19,31 @@ from hybridlm.ops.rows import last_valid
 
 
 class System(NamedTuple):
-    """The discrete system, complex128: E = 1 - Abar (n), Bbar (n, d), C (d, n)."""
+    """The discrete system: E = 1 - Abar (n) and scale (n) complex128 with Bbar = scale B; B (n, d, 2), C (d, n, 2).
+
+    B and C stay what they are, real pairs: all that is done to n d numbers for one token is one product each.
+    """
 
     E: Tensor
+    scale: Tensor
     B: Tensor
     C: Tensor
 
     @classmethod
     def of(cls, Lambda: Tensor, B: Tensor, C: Tensor, dt: Tensor) -> "System":
         """From the continuous one: real pairs and dt (n) of any dtype."""
-        E, scale = discretise(as_complex(Lambda), dt.double(), "zoh")
-        return cls(E, scale[:, None] * as_complex(B), as_complex(C))
+        return cls(*discretise(as_complex(Lambda), dt.double(), "zoh"), B, C)
 
     def write(self, u: Tensor) -> Tensor:
         """Bbar u for u (b, t, d) -> (b, t, n) complex, one real matrix product."""
-        return couples(u @ rearrange(torch.view_as_real(self.B), "n d two -> d (n two)").to(u.dtype))
+        v = couples(u @ rearrange(self.B.to(u.dtype), "n d two -> d (n two)"))
+        return self.scale.to(v.dtype) * v
 
     def read(self, h: Tensor) -> Tensor:
         """2 Re(C h) for h (b, t, n) complex -> (b, t, d)."""
         h = coordinates(h)
-        return h @ coordinates(2 * conjugate(self.C)).mT.to(h.dtype)
+        C = self.C.to(h.dtype) * h.new_tensor([2, -2])
+        return h @ rearrange(C, "d n two -> (n two) d")
 
 
 def s5_scan(
@@ -101,9 +106,10 @@ def _same(h: Tensor, document: Tensor | None, reach: int) -> Tensor:
 def s5_flops(d: int, p: int, t: int, state: bool) -> tuple[int, int]:
     """(matrix products, recurrence) of t tokens of one row: d channels, p = P states; exponentials are not counted.
 
-    matrix products: B u and C h, 2 p d each a token. recurrence: a doubling takes 8 a couple, for every token that has
-    one so far before it; D u 2 a channel; a state 10 a couple (E z 6, its difference from z 2, its sum with B u 2).
+    matrix products: B u and C h, 2 p d each a token. recurrence: Bbar u of B u 6 a couple; a doubling takes 8 a couple,
+    for every token that has one so far before it; D u 2 a channel; a state 10 a couple (E z 6, its difference from z 2,
+    its sum with Bbar u 2).
     """
     levels = (t - 1).bit_length()
     reached = levels * t - (2**levels - 1)
-    return 4 * t * d * p, 4 * p * reached + 2 * t * d + 5 * p * state
+    return 4 * t * d * p, 4 * p * reached + 3 * t * p + 2 * t * d + 5 * p * state

@@ -1,5 +1,8 @@
 """lstm and gru: configs, initial values, cost, and stacks under vmap. The laws and the oracles do the rest."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -71,3 +74,15 @@ def test_stacked_models_train_under_vmap(parts, t):
         alone = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
         for name, gradient in alone.items():
             torch.testing.assert_close(gradients[name][i], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_torch_compile_steps_around_the_loop():
+    """In a process of its own: shape checks cannot be traced."""
+    code = (
+        "import torch; from hybridlm.layers.lstm import LSTM, LSTMConfig; x = torch.randn(2, 9, 32);"
+        "m = LSTM(LSTMConfig(), 32); f = torch.compile(m, backend='aot_eager');"
+        "ours, true = (torch.autograd.grad(run(x)[0].square().sum(), list(m.parameters())) for run in (f, m));"
+        "[torch.testing.assert_close(a, b) for a, b in zip(ours, true)]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

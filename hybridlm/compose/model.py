@@ -225,9 +225,9 @@ class HybridLM(nn.Module):
     @torch.no_grad()
     def _scale_by_depth(self) -> None:
         writes = sum(block.writes for block in self.blocks)
-        for block in self._weighted_blocks().values():
-            for projection in writers(block):
-                projection.weight.mul_(writes**-0.5)
+        writing = [block.block if isinstance(block, SharedBlock) else block for block in self.blocks if block.writes]
+        for projection in {projection: None for block in writing for projection in writers(block)}:  # a shared one once
+            projection.weight.mul_(writes**-0.5)
 
 
 def _sign(journal: list[RouterRecord] | None, layer: int) -> None:

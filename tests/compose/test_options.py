@@ -186,6 +186,16 @@ def test_depth_scaling_counts_what_is_added_to_the_stream():
     plain, aside = make("M A M", random=False), make("M A M A{output: next_mixer} M{mlp: none}", random=False)
     name = "blocks.0.mixer.out_proj.weight"
     torch.testing.assert_close(aside.state_dict()[name] * (7 / 6) ** 0.5, plain.state_dict()[name])
+    adding = make("M A M A M{mlp: none}", random=False)  # nine times, and the place that went aside is one of them
+    for end in ("mixer.o_proj.weight", "mlp.down_proj.weight"):
+        for at, factor in ((1, (9 / 7) ** 0.5), (3, 9**0.5)):
+            name = f"blocks.{at}.{end}"
+            torch.testing.assert_close(adding.state_dict()[name] * factor, aside.state_dict()[name])
+    shared = make("A@s M A@s{output: next_mixer} M{mlp: none}", random=False).state_dict()[
+        "shared.s.mixer.o_proj.weight"
+    ]
+    alone = make("A@s M A M{mlp: none}", random=False).state_dict()["shared.s.mixer.o_proj.weight"]
+    torch.testing.assert_close(shared * 5**0.5, alone * 7**0.5)
 
 
 # ------------------------------------------------------------------------------------------- whatever is registered

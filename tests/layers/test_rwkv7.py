@@ -1,11 +1,14 @@
 """rwkv7: its config, initial values, cost, what its parts mean, and stacks under vmap. Laws and oracle do the rest."""
 
+import math
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.context import Context
 from hybridlm.errors import SpecError
+from hybridlm.layers import rwkv7
 from hybridlm.layers.init import Streams
 from hybridlm.layers.rwkv7 import RWKV7, RWKV7Config, steps_back
 
@@ -92,12 +95,20 @@ def test_the_token_before():
     assert held[:, 0].tolist() == [5, 7]
 
 
-def test_decays_and_rates_stay_within_their_bounds():
-    """However loud the input, w lies in (exp(-e^-1/2), 1) and the state does not explode."""
+def test_decays_and_rates_stay_within_their_bounds(monkeypatch):
+    """However loud the input, w lies in (exp(-e^-1/2), 1), a in (0, 1), and the state does not explode."""
+    op, given = rwkv7.generalized_delta_rule, []
+    monkeypatch.setattr(
+        rwkv7, "generalized_delta_rule", lambda *args, **more: (given.extend(args), op(*args, **more))[1]
+    )
     made, x = mixer(), 1e3 * torch.randn(2, 200, 12).double()
+    made.decay.up.weight.data.mul_(100)
     _, state = made(x, made.init_state(2, 200, dtype=x.dtype))
-    values = made.v_proj(x).abs().max() * made.k_proj(x).abs().max()
-    assert state.ssm.abs().max() < 200 * values
+    _, k, v, removed, rate, decay = given
+    assert -(math.exp(-0.5)) <= decay.min() < -0.6 < -0.01 < decay.max() <= 0
+    assert ((-removed * rate).sum(-1) >= 0).all()
+    assert (-removed * rate).sum(-1).max() <= 1
+    assert state.ssm.abs().max() < 200 * v.abs().max() * k.abs().max()
 
 
 def test_heads_are_apart():

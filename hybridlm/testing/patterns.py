@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hybridlm.compose.part import Part
 from hybridlm.registry import mixers, mlps
-from hybridlm.testing.subject import SMALL, configured
+from hybridlm.testing.subject import configured, small
 
 OVERRIDES = {"window": [2, 3, 9], "rope": ["true", "false"], "chunk": [4, 16]}
 """Settings that change no shape of a weight, with values to try, for mixers whose Config has them."""
@@ -32,7 +32,7 @@ def specs(names: Sequence[str] | None = None, d_model: int = 32) -> st.SearchStr
     return st.builds(
         dict,
         pattern=patterns(names),
-        blocks=st.just(alphabet(names) | wide_alphabet(names)),
+        blocks=st.just(alphabet(names, d_model) | wide_alphabet(names, d_model)),
         d_model=st.just(d_model),
         vocab_size=st.just(40),
         mlp=st.sampled_from([{"type": name, "width": 48} for name in mlps.names()] + ["none"]),
@@ -49,18 +49,16 @@ def legal(spec: dict[str, Any]) -> bool:
     return not (spec["mlp"] == "none" and any(text.startswith("-") for text in spec["pattern"].split()))
 
 
-def alphabet(names: Sequence[str] | None = None) -> dict[str, Any]:
-    """A block for every mixer, named as it is, with small sizes; its MLP is that of the model."""
-    blocks = {}
-    for name in names or mixers.names():
-        fields = mixers.get(name).Config.__dataclass_fields__
-        blocks[name] = {"mixer": {"type": name, **{key: size for key, size in SMALL.items() if key in fields}}}
-    return blocks
+def alphabet(names: Sequence[str] | None = None, d_model: int = 32) -> dict[str, Any]:
+    """A block for every mixer, named as it is, with sizes that are small; its MLP is that of the model."""
+    names = names or mixers.names()
+    return {name: {"mixer": {"type": name, **small(mixers.get(name), d_model)}} for name in names}
 
 
-def wide_alphabet(names: Sequence[str] | None = None) -> dict[str, Any]:
+def wide_alphabet(names: Sequence[str] | None = None, d_model: int = 32) -> dict[str, Any]:
     """The same blocks, each with a mixer that reads the embeddings too."""
-    return {f"{WIDE}{name}": {**block, "input": "concat_embeddings"} for name, block in alphabet(names).items()}
+    wide = alphabet(names, 2 * d_model)
+    return {f"{WIDE}{name}": {**block, "input": "concat_embeddings"} for name, block in wide.items()}
 
 
 def patterns(names: Sequence[str] | None = None) -> st.SearchStrategy[str]:

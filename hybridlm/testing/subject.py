@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -30,7 +30,7 @@ MARGIN, MARGIN_FEW, FEW = 1.25, 2.0, 2048
 """In bf16 and fp16: how much worse than plain eager PyTorch in that dtype; and for a case of few numbers, whose
 roundings are too small a sample to tell 1.25 from 1."""
 
-SMALL = {"window": 6, "heads": 4, "kv_heads": 2, "head_dim": 8, "d_state": 8}
+SMALL = {"window": 6, "head_dim": 8, "heads": 4, "kv_heads": 2, "d_state": 8}
 """Sizes of a Config, where it has such a field, that put every boundary inside a short sequence."""
 
 
@@ -213,13 +213,24 @@ class Solo(Subject):
 def configured(mixer: type[Mixer], config: Any, d_model: int) -> Any:
     """A resolved Config from an instance, a mapping of its fields, or None (small sizes)."""
     if config is None:
-        config = {name: size for name, size in SMALL.items() if name in mixer.Config.__dataclass_fields__}
+        config = small(mixer, d_model)
     if isinstance(config, Mapping):
         unknown = set(config) - set(mixer.Config.__dataclass_fields__)
         if unknown:
             raise SpecError(f"{mixer.__name__}: no such field of its Config: {', '.join(sorted(unknown))}")
         config = mixer.Config(**config)
     return config.resolve(d_model)
+
+
+def small(mixer: type[Mixer], d_model: int) -> dict[str, int]:
+    """Those of SMALL that its Config has and allows at this width, one after the other; the rest stay as they are."""
+    sizes: dict[str, int] = {}
+    for name, size in SMALL.items():
+        if name in mixer.Config.__dataclass_fields__:
+            with suppress(SpecError):
+                mixer.Config(**sizes, **{name: size}).resolve(d_model)
+                sizes[name] = size
+    return sizes
 
 
 @torch.no_grad()

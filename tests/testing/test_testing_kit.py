@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 import hybridlm as hl
@@ -16,6 +17,7 @@ from hybridlm.testing import LAWS, Result, Solo, assert_laws, check_mixer, check
 from hybridlm.testing.__main__ import main
 from hybridlm.testing.patterns import alphabet, specs
 from hybridlm.testing.result import distance, measured, raises, same
+from hybridlm.testing.subject import SMALL
 
 
 class Deaf(Attention):
@@ -149,13 +151,26 @@ def test_config_is_an_instance_or_a_mapping():
     assert Solo("attention", config=given).config == Solo("attention", config={"heads": 2, "rope": False}).config
 
 
+@pytest.mark.parametrize("name", hl.mixers.names())
+@pytest.mark.parametrize("d_model", [31, 32, 33, 97])
+def test_every_mixer_can_be_tried_at_any_width(name, d_model):
+    """A small size that does not divide the width is left out, and all that do are taken."""
+    mixer = hl.mixers.get(name)
+    solo, fields = Solo(name, d_model=d_model), SMALL.keys() & mixer.Config.__dataclass_fields__.keys()
+    kept = {field for field in fields if getattr(solo.config, field) == SMALL[field]}
+    assert fields - kept <= {"head_dim"}
+    if fields - kept:
+        with pytest.raises(SpecError, match="head_dim"):
+            Solo(name, config={field: SMALL[field] for field in fields}, d_model=d_model)
+
+
 def test_laws_are_found_on_models_too():
     results = check_model({"pattern": "[mamba]", "blocks": alphabet(), "d_model": 32, "vocab_size": 16}, laws=["C24"])
     require(results)
     assert len(results) >= 5
 
 
-@given(spec=specs())
+@given(spec=st.sampled_from([32, 33, 97]).flatmap(lambda d_model: specs(d_model=d_model)))
 def test_drawn_specs_are_legal(spec):
     with torch.device("meta"):
         built = hl.build(**spec, device="meta")

@@ -262,6 +262,20 @@ def test_extremes_are_finite_and_right(dt, limit, t):
     assert all(tensor.grad.isfinite().all() for tensor in (x, *p.values()))
 
 
+@pytest.mark.parametrize("real", [-1e-300, -1e-12, -1e-6])
+def test_waves_that_hardly_fade(real):
+    """Poles of the generating function at roots of unity, 1 among them: there its Cauchy sums are 1/0."""
+    p = anything(d=2)
+    turns = torch.tensor([[0, 3, 31], [1, 16, 30]], dtype=torch.float64)
+    p["Lambda"][..., 0], p["P"][:] = real, 0
+    p["Lambda"][..., 1] = 2 / p["dt"][:, None] * torch.tan(torch.pi / 64 * turns)
+    x, state = draw(p, 2, 200)
+    expected, states = Dense(**p)(x, state)
+    y, after = s4_scan(x, **p, state=state)
+    check(y, expected, 1e-12)
+    check(after[:, None], states[:, -1:], 1e-12)
+
+
 def test_small_steps_keep_their_precision():
     """I - Abar is never a difference from I: at dt = 1e-9 a plain 1 - Abar would keep seven digits."""
     p = hippo() | {"dt": torch.full((4,), 1e-9).double(), "D": torch.zeros(4)}

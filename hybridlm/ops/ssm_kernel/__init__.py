@@ -25,7 +25,7 @@ def s4_kernel(
 ) -> Float[Tensor, "d {length}"]:
     """K_i = C Abar^i Bbar, i < length, of the system that `s4_scan` describes, without D: (d, length) float64.
 
-    Generating function at the roots of unity, Cauchy sums over [B, P] x [C, P], Woodbury. C belongs to no length.
+    Generating function inside the unit circle, Cauchy sums over [B, P] x [C, P], Woodbury. C belongs to no length.
     Source: Gu, Goel, Re (2021), algorithm 1 and lemma C.3.
     """
     run = resolve("s4_kernel", backend, {"reference": reference.s4_kernel})

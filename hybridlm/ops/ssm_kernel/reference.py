@@ -12,6 +12,7 @@ Abar are held as E_k = I - Abar^(2^k). Abar is a contraction (A + A^* < 0), so i
 Source: Gu, Goel, Re, Efficiently Modeling Long Sequences with Structured State Spaces (2021), section 3, appendix C.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,8 +35,8 @@ class System(NamedTuple):
 
     @classmethod
     def of(cls, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor) -> "System":
-        """From real pairs (d, n, 2) and dt (d) of any dtype. A dt under 1e-60 holds the state just as 1e-60 does."""
-        return cls(*(as_complex(x) for x in (Lambda, P, B, C)), dt.double().clamp(min=1e-60)[:, None])
+        """From real pairs (d, n, 2) and dt (d) of any dtype."""
+        return cls(*(as_complex(x) for x in (Lambda, P, B, C)), dt.double()[:, None])
 
     def step(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """One token in O(N): z (b, d, n), u (b, d) -> y (b, d) and the next z."""
@@ -116,25 +117,23 @@ def transposed(powers: list[Tensor]) -> list[Tensor]:
 
 
 # ---------------------------------------------------------------------------------------------------------- the kernel
-def generating_function(s: System, rows: Tensor, size: int) -> Tensor:
-    """C~ (I - Abar z)^-1 Bbar at z = e^(-i w), w = 2 pi l / size, l <= size/2: rows C~ (d, j, N) -> (d, j, l) complex.
+def generating_function(s: System, rows: Tensor, zeta: Tensor) -> Tensor:
+    """C~ (I - Abar zeta)^-1 Bbar at zeta (l) complex: rows C~ (d, j, N) -> (d, j, l) complex.
 
-    Lemma C.3 has 2/(1+z) C~ (g - A)^-1 B with g = 2/dt (1-z)/(1+z), infinite at z = -1. Multiplied through, with
-    c = cos(w/2) and s = sin(w/2), it is e^(iw/2) dt/2 C~ (i s - c dt/2 A)^-1 B, which is finite everywhere.
+    Lemma C.3 has 2/(1+zeta) C~ (g - A)^-1 B with g = 2/dt (1-zeta)/(1+zeta), infinite at zeta = -1. Multiplied through
+    it is dt C~ ((1-zeta) - (1+zeta) dt/2 A)^-1 B, which is finite everywhere.
     """
-    half = s.dt[..., None] / 2
-    angle = torch.pi / size * torch.arange(size // 2 + 1, dtype=torch.float64, device=rows.device)
-    cos, sin = angle.cos(), angle.sin()
+    half, behind, ahead = s.dt[..., None] / 2, 1 - zeta, 1 + zeta
     poles = half * s.Lambda[..., None]
-    plus, minus = (1 / (1j * sin - cos * pole) for pole in (poles, conjugate(poles)))
+    plus, minus = (1 / (behind - ahead * pole) for pole in (poles, conjugate(poles)))
     r = cauchy(torch.cat([rows, coordinates(2 * s.P)], dim=1), torch.stack([s.B, s.P], dim=2), plus, minus)
     (r00, r01), (r10, r11) = r[:, :-1].unbind(2), r[:, -1:].unbind(2)
-    low_rank = half * cos
-    return torch.exp(1j * angle) * half * (r00 - low_rank * r01 * r10 / (1 + low_rank * r11))
+    low_rank = half * ahead
+    return 2 * half * (r00 - low_rank * r01 * r10 / (1 + low_rank * r11))
 
 
 def cauchy(rows: Tensor, v: Tensor, plus: Tensor, minus: Tensor) -> Tensor:
-    """rows (i s - c dt/2 Lambda)^-1 v, summed over both of each couple.
+    """rows ((1-zeta) - (1+zeta) dt/2 Lambda)^-1 v, summed over both of each couple.
 
     rows (d, j, N) real coordinates; v (d, n, m) complex; plus, minus (d, n, l): the resolvent at Lambda and at its
     conjugate -> (d, j, m, l) complex. A real matrix product: real and imaginary parts of the right side stand in a row.
@@ -163,12 +162,18 @@ class Stretch(NamedTuple):
         """K_i = C Abar^i Bbar for all i: (d, count size) float64.
 
         Block j of K is the kernel of the same system with C_j = C Abar^(j size): all blocks share the Cauchy matrix of
-        `size` roots of unity. The generating function of one block is truncated by C~_j = C_j (I - Abar^size).
+        `size` points. These lie on a circle inside that of the roots of unity, of a radius r with r^size = 1/e, since
+        the poles may come as near to that one as they like. There the spectrum is that of r^i K_i, and what truncates
+        it is C~_j = C_j (I - (r Abar)^size).
         """
         C, E, blocks = self.discrete.C, self.discrete.E, self.blocks
         rows = orbit(C, blocks.across(E))[:, : blocks.count]
-        spectrum = generating_function(self.continuous, torch.bmm(rows, E[blocks.log_size]), blocks.size)
-        return torch.fft.irfft(spectrum, n=blocks.size).flatten(1)
+        rows = (1 - math.exp(-1)) * rows + math.exp(-1) * torch.bmm(rows, E[blocks.log_size])
+        place = torch.arange(blocks.size, dtype=torch.float64, device=rows.device) / blocks.size
+        angle = 2 * torch.pi * place[: blocks.size // 2 + 1]
+        zeta = torch.polar(torch.full_like(angle, math.exp(-1 / blocks.size)), -angle)
+        spectrum = generating_function(self.continuous, rows, zeta)
+        return (torch.fft.irfft(spectrum, n=blocks.size) * place.exp()).flatten(1)
 
     def response(self, h: Tensor) -> Tensor:
         """What an initial state adds to the output: C Abar^(i+1) h for h (d, b, N) -> (b, count size, d)."""

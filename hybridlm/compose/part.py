@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class Part:
 
     reads, writes: width of its input and of its output. A mixer is made to write what it reads; where it shall write
                    less, its last projections are narrowed, which needs nothing of the mixer itself.
+    said:          the fields of the config that the spec names; the others are defaults, and follow when these change.
     """
 
     type: str
@@ -28,6 +30,7 @@ class Part:
     registry: Registry
     reads: int
     writes: int
+    said: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def cls(self) -> type:

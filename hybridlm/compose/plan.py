@@ -21,6 +21,7 @@ from hybridlm.compose.options import WORDS, Options, Ranks, without_options
 from hybridlm.compose.part import Part
 from hybridlm.compose.pattern import MLP_ALONE, Block, Parallel, Pattern, Place, parse
 from hybridlm.compose.spec import COMBINATIONS, ModelSpec
+from hybridlm.compose.tree import Item, Repeat
 from hybridlm.errors import SpecError, UnsupportedError
 from hybridlm.registry import Registry, mixers, mlps
 
@@ -201,24 +202,42 @@ class _Reader:
             config_class = part.cls.Config
         except SpecError as error:
             raise SpecError(f"{path}.type: {error}") from error
-        config = config_from(config_class, {key: value for key, value in given.items() if key != "type"}, f"{path}.")
-        return self._settled(replace(part, config=config), f"{path}.")
+        said = checked(config_class, {key: value for key, value in given.items() if key != "type"}, f"{path}.")
+        return self._settled(part, config_class, said, f"{path}.")
 
     def _changed(self, part: Part, change: Mapping[str, Any], path: str, more: list[str] | None = None) -> Part:
         checks.known(change, [*dataclasses.asdict(part.config), *(more or []), *WORDS], path)
-        values = {**dataclasses.asdict(part.config), **checked(type(part.config), change, path)}
-        return self._settled(replace(part, config=type(part.config)(**values)), path)
+        said = {**part.said, **checked(type(part.config), change, path)}
+        return self._settled(part, type(part.config), said, path)
 
-    def _settled(self, part: Part, path: str) -> Part:
+    def _settled(self, part: Part, config_class: type, said: Mapping[str, Any], path: str) -> Part:
         """The part with its config's defaults filled in for this width; rope may stay open until all is known."""
-        open_rope = dataclasses.asdict(part.config).get("rope", False) is None
+        config = config_from(config_class, said, path)
+        open_rope = dataclasses.asdict(config).get("rope", False) is None
         try:
-            config = part.config.resolve(part.reads)
+            config = config.resolve(part.reads)
         except UnsupportedError:
             raise
         except ValueError as error:
             raise SpecError(f"{path}{error}") from error
-        return replace(part, config=replace(config, rope=None) if open_rope else config)
+        return replace(part, config=replace(config, rope=None) if open_rope else config, said=said)
+
+    def explicit(self, items: tuple) -> tuple:
+        """The items of a pattern whose overrides say what followed from them, too: blocks will hold every default."""
+        return tuple(self._explicit(item) for item in items)
+
+    def _explicit(self, item: Item | Block) -> Item | Block:
+        if isinstance(item, Repeat):
+            return replace(item, items=self.explicit(item.items))
+        if isinstance(item, Parallel):
+            return replace(item, members=self.explicit(item.members))
+        half = 1 if item.name == MLP_ALONE else 0
+        before, after = (self._overridden(block)[half] for block in (Block(name=item.name), item))
+        if before == after:
+            return item
+        old, new = dataclasses.asdict(before.config), dataclasses.asdict(after.config)
+        followed = {name: value for name, value in new.items() if value != old[name] and name not in item.override}
+        return replace(item, override={**item.override, **followed})
 
 
 def _said(options: Options, override: Mapping[str, Any], path: str) -> tuple[Options, dict[str, Any]]:
@@ -305,4 +324,5 @@ def _resolved(spec: ModelSpec, pattern: Pattern, used: dict, reader: _Reader, ro
         blocks[name] = {"mixer": mixer.to_dict() if mixer else NONE, "mlp": mlp.to_dict() if mlp else NONE}
         blocks[name] |= options.said(reader.plain)
     mlp = reader.mlp.to_dict() if reader.mlp else NONE
+    pattern = parse(str(Pattern(reader.explicit(pattern.items))), names=list(used))  # its limits hold here too
     return replace(spec, pattern=str(pattern), blocks=blocks, mlp=mlp)

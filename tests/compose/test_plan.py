@@ -180,3 +180,44 @@ def test_a_spec_is_a_value_of_its_own():
     before = one.fingerprint
     blocks["A"]["mixer"]["type"] = "mamba"
     assert one.fingerprint == before
+
+
+# -------------------------------------------------------------------------------------------- what an override brings
+@pytest.mark.parametrize(
+    ("pattern", "resolved"),
+    [
+        ("AA{heads: 4}", "AA{heads: 4, kv_heads: 4, head_dim: 32}"),
+        ("(MA{heads: 4})2", "(MA{heads: 4, kv_heads: 4, head_dim: 32})2"),
+        ("<M|A{heads: 4}>", "<M|A{heads: 4, kv_heads: 4, head_dim: 32}>"),
+        ("T{expand: 1.25}", "T{expand: 1.25, head_dim: 40}"),
+        ("A-{width: 7}", "A-{width: 7}"),
+        ("W{window: 9}A{mlp: {type: gelu, width: 5}}", "W{window: 9}A{mlp: {type: gelu, width: 5}}"),
+    ],
+)
+def test_defaults_follow_an_override_and_are_said_in_the_resolved_spec(pattern, resolved):
+    stack = plan(ModelSpec(pattern=pattern, d_model=128, vocab_size=16))
+    assert stack.spec.pattern == resolved
+    again = plan(ModelSpec.from_dict(stack.spec.to_dict()))
+    assert again.spec == stack.spec
+    assert [layer.mixers for layer in again.layers] == [layer.mixers for layer in stack.layers]
+
+
+def test_what_a_block_says_stays_where_another_setting_changes():
+    blocks = {"A": {"mixer": {"type": "attention", "kv_heads": 2}}}
+    stack = plan(ModelSpec(pattern="A{heads: 4}", blocks=blocks, d_model=128, vocab_size=16))
+    config = stack.layers[0].mixers[0].config
+    assert (config.heads, config.kv_heads, config.head_dim) == (4, 2, 32)
+
+
+def test_an_alone_mlp_block_keeps_its_override():
+    blocks = {"X": {"mlp": "gelu"}}
+    spec = plan(
+        ModelSpec(
+            pattern="AX{mlp: {type: gelu, width: 5}}",
+            blocks={**blocks, "A": {"mixer": "attention"}},
+            d_model=64,
+            vocab_size=16,
+        )
+    ).spec
+    assert plan(spec).spec == spec
+    assert plan(spec).layers[1].mlp.config.width == 5

@@ -341,7 +341,7 @@ def test_describe_shows_the_ends(capsys):
 
 
 # ---------------------------------------------------------------------------------------------------------------- laws
-@pytest.mark.parametrize("head", ["regress", "classify"])
+@pytest.mark.parametrize("head", ["regress", pytest.param("classify", marks=pytest.mark.deep)])
 def test_a_model_of_signals_keeps_the_laws(head):
     pool = "none" if head == "regress" else "mean"
     names = ["s4d", "attention", "mamba2"]

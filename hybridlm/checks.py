@@ -144,3 +144,17 @@ def shared_among_heads(d_model: int, heads: object, head_dim: object) -> tuple[i
         near = nearest_divisors(d_model, heads)
         raise SpecError(f"heads: {heads} does not divide d_model = {d_model}; use {near}, or give head_dim as well")
     return heads, whole("head_dim", d_model // heads if head_dim is None else head_dim)
+
+
+def inner_heads(d_model: int, expand: object, head_dim: object, n_groups: object) -> tuple[float, int, int]:
+    """expand, head_dim and n_groups of heads that make up an inner stream of expand * d_model channels, checked.
+
+    head_dim: by default the largest divisor up to 64.
+    """
+    expand = factor("expand", expand, "d_model", d_model)
+    d_inner = round(expand * d_model)
+    head_dim = whole("head_dim", largest_divisor(d_inner, 64) if head_dim is None else head_dim)
+    divides("head_dim", head_dim, "expand * d_model", d_inner)
+    n_groups = whole("n_groups", n_groups)
+    divides("n_groups", n_groups, "heads = expand * d_model / head_dim", d_inner // head_dim)
+    return expand, head_dim, n_groups

@@ -18,7 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import divides, factor, flag, interval, largest_divisor, whole
+from hybridlm.checks import flag, inner_heads, interval, whole
 from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
@@ -57,12 +57,7 @@ class Mamba2Config:
 
     def resolve(self, d_model: int) -> "Mamba2Config":
         """Every default filled in, every shape checked."""
-        expand = factor("expand", self.expand, "d_model", d_model)
-        d_inner = round(expand * d_model)
-        head_dim = whole("head_dim", largest_divisor(d_inner, 64) if self.head_dim is None else self.head_dim)
-        divides("head_dim", head_dim, "expand * d_model", d_inner)
-        n_groups = whole("n_groups", self.n_groups)
-        divides("n_groups", n_groups, "heads = expand * d_model / head_dim", d_inner // head_dim)
+        expand, head_dim, n_groups = inner_heads(d_model, self.expand, self.head_dim, self.n_groups)
         dt_min, dt_max = interval("dt_min", self.dt_min, "dt_max", self.dt_max, 1e-6, 10)
         return replace(
             self,

@@ -21,7 +21,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlm.checks import divides, factor, interval, largest_divisor, real, whole
+from hybridlm.checks import inner_heads, interval, real, whole
 from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers import init
@@ -60,12 +60,7 @@ class Mamba3Config:
 
     def resolve(self, d_model: int) -> "Mamba3Config":
         """Every default filled in, every shape checked."""
-        expand = factor("expand", self.expand, "d_model", d_model)
-        d_inner = round(expand * d_model)
-        head_dim = whole("head_dim", largest_divisor(d_inner, 64) if self.head_dim is None else self.head_dim)
-        divides("head_dim", head_dim, "expand * d_model", d_inner)
-        n_groups = whole("n_groups", self.n_groups)
-        divides("n_groups", n_groups, "heads = expand * d_model / head_dim", d_inner // head_dim)
+        expand, head_dim, n_groups = inner_heads(d_model, self.expand, self.head_dim, self.n_groups)
         fraction = real("rope_fraction", self.rope_fraction, 0, 1)
         if fraction not in (0, 0.5, 1):
             raise SpecError(f"rope_fraction: {fraction} is none of 0, 0.5 and 1")

@@ -37,7 +37,7 @@ class System(NamedTuple):
     def write(self, u: Tensor) -> Tensor:
         """Bbar u for u (b, t, d) -> (b, t, n) complex, one real matrix product."""
         v = couples(u @ rearrange(self.B.to(u.dtype), "n d two -> d (n two)"))
-        return self.scale.to(v.dtype) * v
+        return (self.scale * v).to(v.dtype)  # in float64, for the sum that is the gradient of scale
 
     def read(self, h: Tensor) -> Tensor:
         """2 Re(C h) for h (b, t, n) complex -> (b, t, d)."""
@@ -84,7 +84,7 @@ class _Scan(torch.autograd.Function):
         h, E, document = ctx.saved_tensors
         g = _run(dh.flip(1), conjugate(E), None if document is None else document.flip(1)).flip(1)
         meets = g[:, 1:] * conjugate(_same(h, document, 1))
-        return g, -meets.sum(dim=(0, 1)).to(E.dtype), None
+        return g, -meets.sum(dim=(0, 1), dtype=E.dtype), None
 
 
 def _run(h: Tensor, E: Tensor, document: Tensor | None) -> Tensor:

@@ -271,16 +271,8 @@ def test_a_kernel_is_told_when_it_trains_and_keeps_its_settings_in_the_backward_
     assert seen == [(False, False), (True, False)]  # once more, in the backward pass, as on a GPU
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "first"),
-    [
-        ("cpu", torch.float32, "vendor"),
-        ("cuda", torch.float32, "reference"),
-        ("cuda", torch.float64, "reference"),
-        ("cuda", torch.bfloat16, "vendor"),
-    ],
-)
-def test_auto_takes_no_loop_that_is_less_exact_than_its_inputs(device, dtype, first):
+@pytest.mark.parametrize(("device", "first"), [("cpu", "vendor"), ("cuda", "reference")])
+def test_auto_takes_no_loop_that_breaks_a_law(device, first):
     with FakeTensorMode():
-        x = torch.empty(1, 2, 3, device=device, dtype=dtype)
+        x = torch.empty(1, 2, 3, device=device)
     assert next(iter(best_first(x, len, max))) == first

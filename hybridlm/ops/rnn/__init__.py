@@ -62,7 +62,6 @@ def gru(
 
 
 def best_first(x: Tensor, vendor: Callable, reference: Callable) -> dict[str, Callable]:
-    """The vendor's loop is the faster one; but cuDNN's tanh is off by 5e-6, which only half precision hides."""
+    """The vendor's loop is the faster one; but cuDNN's tanh is off by 5e-6, which no law allows: ask for it by name."""
     offers = {"vendor": vendor, "reference": reference}
-    inexact = x.is_cuda and x.dtype.itemsize > 2
-    return dict(reversed(offers.items())) if inexact else offers
+    return dict(reversed(offers.items())) if x.is_cuda else offers

@@ -30,10 +30,15 @@ class UnsupportedError(NotImplementedError):
     """Something this part cannot do at all. It refuses rather than ignoring the request."""
 
 
+BEGUN = 4
+"""Letters that say which name is meant by its beginning."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice that `name` was probably meant to be, if there is one."""
+    """The choice that `name` was probably meant to be, if there is one: one that it begins, or is like."""
     known = list(choices)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    begun = [choice for choice in known if len(name) >= BEGUN and choice.startswith(name)]
+    near = difflib.get_close_matches(name, begun or known, n=1, cutoff=0.6 if not begun else 0)
     return next(iter(near or [choice for choice in known if choice.lower() == name.lower()]), None)
 
 

@@ -85,6 +85,7 @@ class H3(Mixer):
         **{f"ssm.{name}": group for name, group in GROUPS.items()},
     }
     residual_projections = ("out_proj",)
+    precise = ("ssm.log_A_real", "ssm.A_imag", "ssm.log_dt")
     initial_fields = ("init", "dt_min", "dt_max")
 
     def __init__(self, config: H3Config, d_model: int, *, eps: float = 1e-5):

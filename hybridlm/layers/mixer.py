@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +54,9 @@ class Mixer(nn.Module):
     initial_fields: ClassVar[tuple[str, ...]] = ()
     """Config fields that only choose initial values; an override on a place with shared weights may not change them."""
 
+    precise: ClassVar[tuple[str, ...]] = ()
+    """Parameters that stay in float32 at least when a model is cast: phases turn by them, and a rounding adds up."""
+
     config: Any
     d_model: int
 
@@ -61,6 +64,18 @@ class Mixer(nn.Module):
         super().__init__()
         self.config = config.resolve(d_model)
         self.d_model = d_model
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Mixer:
+        """What `to`, `bfloat16` and their kin come to: a cast to half precision passes over what is `precise`."""
+        held = [parameter for name, parameter in self.named_parameters() if name in self.precise]
+        precise = {id(tensor) for parameter in held for tensor in (parameter, parameter.grad)}
+
+        def apply(tensor: Tensor) -> Tensor:
+            after = fn(tensor)
+            rounded = id(tensor) in precise and after.dtype.itemsize < 4 <= tensor.dtype.itemsize
+            return tensor.to(after.device, torch.float32) if rounded else after
+
+        return super()._apply(apply, recurse)
 
     def enter(self, x: Tensor, state: LayerState | None, ctx: Context | None) -> tuple[Tensor, Context]:
         """The mixer's door: refuses a spent state or other rows, supplies a missing ctx, puts zeros at the pads."""

@@ -75,6 +75,7 @@ class S4(Mixer):
         "D": {"weight_decay": 0.0},
     }
     residual_projections = ("output_linear",)
+    precise = ("log_A_real", "A_imag", "P", "log_dt")
     initial_fields = ("dt_min", "dt_max")
 
     def __init__(self, config: S4Config, d_model: int, *, eps: float = 1e-5):

@@ -76,6 +76,7 @@ class S4D(Mixer):
     recurrent = True
     param_groups: ClassVar = {f"ssm.{name}": group for name, group in GROUPS.items()}
     residual_projections = ("output_linear",)
+    precise = ("ssm.log_A_real", "ssm.A_imag", "ssm.log_dt")
     initial_fields = ("init", "dt_min", "dt_max")
 
     def __init__(self, config: S4DConfig, d_model: int, *, eps: float = 1e-5):

@@ -85,6 +85,7 @@ class S5(Mixer):
         "D": {"weight_decay": 0.0},
     }
     residual_projections = ("out_proj",)
+    precise = ("A_real", "A_imag", "log_dt")
     initial_fields = ("blocks", "dt_min", "dt_max")
 
     def __init__(self, config: S5Config, d_model: int, *, eps: float = 1e-5):

@@ -99,15 +99,23 @@ def test_it_changes_no_shape_and_no_first_value(name):
         assert torch.equal(a, b), key
 
 
-def test_steps_and_frequencies_want_more_than_bf16():
-    """docs/state.md: autocast leaves them alone. Two layers of s4d over 1,000 tokens, seen: 0.7%, and 13% to 30%."""
-    model = hl.build(pattern="s2", d_model=48, vocab_size=31, seed=1).eval()
+@pytest.mark.parametrize("letter", ["S", "s", "H", "V"])
+def test_steps_and_frequencies_stay_in_float32(letter):
+    """Two layers over 1,000 tokens in bf16 weights. With rounded frequencies they were 5% to 40% off."""
+    model = hl.build(pattern=f"{letter}2", d_model=48, vocab_size=31, seed=1).eval()
     ids = torch.randint(0, 31, (2, 1000), generator=torch.Generator().manual_seed(0))
+    true = model(ids, targets=ids)
+    true.loss.backward()
     with torch.no_grad():
-        true = model(ids).logits
-        with torch.autocast("cpu", torch.bfloat16):
-            autocast = model(ids).logits
+        logits = model(ids).logits
         rounded = model.bfloat16()(ids).logits
-    error = [((y.float() - true).norm() / true.norm()).item() for y in (autocast, rounded)]
-    assert error[0] < 0.01
-    assert error[1] > 0.13
+    assert ((rounded.float() - logits).norm() / logits.norm()).item() < 0.02
+    precise = set(model.blocks[0].mixer.precise)
+    assert precise
+    for name, parameter in model.blocks[0].mixer.named_parameters():
+        assert parameter.dtype == parameter.grad.dtype == (torch.float32 if name in precise else torch.bfloat16), name
+    assert {p.dtype for p in model.double().parameters()} == {torch.float64}
+    assert {p.dtype for p in hl.build(pattern=letter, d_model=48, vocab_size=31, dtype=torch.float16).parameters()} == {
+        torch.float16,
+        torch.float32,
+    }

@@ -21,7 +21,6 @@ from hybridlm.compose.options import WORDS, Options, Ranks, without_options
 from hybridlm.compose.part import Part
 from hybridlm.compose.pattern import MLP_ALONE, Block, Parallel, Pattern, Place, parse
 from hybridlm.compose.spec import COMBINATIONS, ModelSpec
-from hybridlm.compose.tree import Item, Repeat
 from hybridlm.errors import SpecError, UnsupportedError
 from hybridlm.registry import Registry, mixers, mlps
 
@@ -222,22 +221,15 @@ class _Reader:
             raise SpecError(f"{path}{error}") from error
         return replace(part, config=replace(config, rope=None) if open_rope else config, said=said)
 
-    def explicit(self, items: tuple) -> tuple:
-        """The items of a pattern whose overrides say what followed from them, too: blocks will hold every default."""
-        return tuple(self._explicit(item) for item in items)
-
-    def _explicit(self, item: Item | Block) -> Item | Block:
-        if isinstance(item, Repeat):
-            return replace(item, items=self.explicit(item.items))
-        if isinstance(item, Parallel):
-            return replace(item, members=self.explicit(item.members))
-        half = 1 if item.name == MLP_ALONE else 0
-        before, after = (self._overridden(block)[half] for block in (Block(name=item.name), item))
+    def explicit(self, block: Block) -> Block:
+        """The block with an override that says what followed from it, too: the resolved spec says every default."""
+        half = 1 if block.name == MLP_ALONE else 0
+        before, after = (self._overridden(place)[half] for place in (Block(name=block.name), block))
         if before == after:
-            return item
+            return block
         old, new = dataclasses.asdict(before.config), dataclasses.asdict(after.config)
-        followed = {name: value for name, value in new.items() if value != old[name] and name not in item.override}
-        return replace(item, override={**item.override, **followed})
+        followed = {name: value for name, value in new.items() if value != old[name] and name not in block.override}
+        return replace(block, override={**block.override, **followed})
 
 
 def _said(options: Options, override: Mapping[str, Any], path: str) -> tuple[Options, dict[str, Any]]:
@@ -324,5 +316,5 @@ def _resolved(spec: ModelSpec, pattern: Pattern, used: dict, reader: _Reader, ro
         blocks[name] = {"mixer": mixer.to_dict() if mixer else NONE, "mlp": mlp.to_dict() if mlp else NONE}
         blocks[name] |= options.said(reader.plain)
     mlp = reader.mlp.to_dict() if reader.mlp else NONE
-    pattern = parse(str(Pattern(reader.explicit(pattern.items))), names=list(used))  # its limits hold here too
+    pattern = parse(str(pattern.map(reader.explicit)), names=list(used))  # its limits hold here too
     return replace(spec, pattern=str(pattern), blocks=blocks, mlp=mlp)

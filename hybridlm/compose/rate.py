@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from hybridlm import checks
-from hybridlm.compose.pattern import Item, Parallel, Pattern, Repeat, parse
+from hybridlm.compose.pattern import Block, parse
 from hybridlm.compose.plan import Part, Stack, plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import UnsupportedError
@@ -28,8 +28,7 @@ def at_time_scale(spec: ModelSpec, factor: float) -> ModelSpec:
     _require_steps(plan(spec))
     pattern = parse(spec.pattern, names=list(spec.blocks))
     blocks = {name: _scaled(block, factor) for name, block in spec.blocks.items()}
-    everywhere = Pattern(tuple(_without_override(item) for item in pattern.items))
-    return plan(dataclasses.replace(spec, pattern=str(everywhere), blocks=blocks)).spec
+    return plan(dataclasses.replace(spec, pattern=str(pattern.map(_without_override)), blocks=blocks)).spec
 
 
 def has_step(part: Part) -> bool:
@@ -63,10 +62,6 @@ def _scaled(block: dict[str, Any], factor: float) -> dict[str, Any]:
     return {**block, "mixer": {**block["mixer"], FIELD: factor}} if isinstance(block["mixer"], dict) else block
 
 
-def _without_override(item: Item) -> Item:
-    """The item without time scales of single places."""
-    if isinstance(item, Repeat):
-        return dataclasses.replace(item, items=tuple(_without_override(inner) for inner in item.items))
-    if isinstance(item, Parallel):
-        return dataclasses.replace(item, members=tuple(_without_override(member) for member in item.members))
-    return dataclasses.replace(item, override={key: value for key, value in item.override.items() if key != FIELD})
+def _without_override(block: Block) -> Block:
+    """The block without a time scale of this place alone."""
+    return dataclasses.replace(block, override={key: value for key, value in block.override.items() if key != FIELD})

@@ -6,8 +6,8 @@ Everything here is immutable, and two patterns are equal when their trees are. T
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -88,8 +88,25 @@ class Pattern:
         """The layers from the bottom up, one entry a layer. Repeated layers are one object."""
         return tuple(_expand(self.items))
 
+    def map(self, change: Callable[[Block], Block]) -> Pattern:
+        """The pattern with every block changed, those side by side too."""
+        return Pattern(_mapped(self.items, change))
+
     def __str__(self) -> str:
         return _text(self.items)
+
+
+def _mapped(items: Iterable[Item | Block], change: Callable[[Block], Block]) -> tuple:
+    result = []
+    for item in items:
+        if isinstance(item, Repeat):
+            item = replace(item, items=_mapped(item.items, change))
+        elif isinstance(item, Parallel):
+            item = replace(item, members=_mapped(item.members, change))
+        else:
+            item = change(item)
+        result.append(item)
+    return tuple(result)
 
 
 def _blocks(items: Iterable[Item | Block]) -> Iterator[Block]:

@@ -122,10 +122,8 @@ class GatedDeltaNet(Mixer):
             if isinstance(module, nn.Linear):
                 init.linear(module, streams, name)
         self.conv1d.reset_parameters(streams.at("conv1d"))
-        dt = init.log_uniform(self.dt_bias.shape, *DT, streams("dt_bias"))
-        init.fill(self.dt_bias, init.inverse_softplus(dt))
-        A = 1 + 15 * torch.rand(self.A_log.shape, generator=streams("A_log"), device="cpu")
-        init.fill(self.A_log, A.log())
+        init.steps(self.dt_bias, *DT, streams("dt_bias"))
+        init.rates(self.A_log, streams("A_log"))
         self.norm.reset_parameters()
 
     def init_state(self, batch: int, max_length: int, *, device=None, dtype=None) -> GatedDeltaNetState:

@@ -66,6 +66,19 @@ def log_uniform(shape: tuple[int, ...], low: float, high: float, generator: torc
     return torch.exp(math.log(low) + span * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu"))
 
 
+def steps(bias: Tensor, low: float, high: float, generator: torch.Generator) -> None:
+    """The bias under a softplus that gives steps exp U(log low, log high). On the meta device nothing is drawn."""
+    if not bias.is_meta:
+        dt = log_uniform(bias.shape, low, high, generator)
+        fill(bias, inverse_softplus(dt.clamp(min=1e-4)))  # smaller steps would never be learned
+
+
+def rates(A_log: Tensor, generator: torch.Generator) -> None:
+    """log(-A), A ~ U(-16, -1): uniform, not log-uniform, as in Mamba-2's code. On the meta device nothing is drawn."""
+    if not A_log.is_meta:
+        fill(A_log, (1 + 15 * torch.rand(A_log.shape, generator=generator, device="cpu")).log())
+
+
 def inverse_softplus(x: Tensor) -> Tensor:
     """The y with log(1 + e^y) = x, stable for small x."""
     return x + torch.log(-torch.expm1(-x))

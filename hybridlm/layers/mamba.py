@@ -136,8 +136,7 @@ class Mamba(Mixer):
         if "dt" in c.select:
             bound = c.dt_rank**-0.5  # keeps the variance of its input
             init.uniform(self.dt_proj.weight, -bound, bound, streams("dt_proj.weight"))
-        dt = init.log_uniform(self.D.shape, c.dt_min, c.dt_max, streams("dt_proj.bias"))
-        init.fill(self.dt_proj.bias, init.inverse_softplus(dt.clamp(min=1e-4)))  # smaller steps would never be learned
+        init.steps(self.dt_proj.bias, c.dt_min, c.dt_max, streams("dt_proj.bias"))
         if self.B is not None:
             init.fill(self.B, torch.ones(self.B.shape))  # as in S4D, where only C is drawn: their product matters
         if self.C is not None:

@@ -120,10 +120,8 @@ class Mamba2(Mixer):
         streams, c = streams or Streams.drawn(), self.config
         init.linear(self.in_proj, streams, "in_proj")
         self.conv1d.reset_parameters(streams.at("conv1d"))
-        dt = init.log_uniform(self.dt_bias.shape, c.dt_min, c.dt_max, streams("dt_bias"))
-        init.fill(self.dt_bias, init.inverse_softplus(dt.clamp(min=1e-4)))  # smaller steps would never be learned
-        A = 1 + 15 * torch.rand(self.A_log.shape, generator=streams("A_log"), device="cpu")
-        init.fill(self.A_log, A.log())  # decay rates uniform, not log-uniform, as in the paper's code
+        init.steps(self.dt_bias, c.dt_min, c.dt_max, streams("dt_bias"))
+        init.rates(self.A_log, streams("A_log"))
         init.fill(self.D, torch.ones(self.D.shape))
         if self.norm is not None:
             self.norm.reset_parameters()

@@ -130,8 +130,7 @@ class Mamba3(Mixer):
         """Step sizes spread over [dt_min, dt_max], biases of B and C at 1, the rest as every linear layer."""
         streams, c = streams or Streams.drawn(), self.config
         init.linear(self.in_proj, streams, "in_proj")
-        dt = init.log_uniform(self.dt_bias.shape, c.dt_min, c.dt_max, streams("dt_bias"))
-        init.fill(self.dt_bias, init.inverse_softplus(dt.clamp(min=1e-4)))  # smaller steps would never be learned
+        init.steps(self.dt_bias, c.dt_min, c.dt_max, streams("dt_bias"))
         self.B_norm.reset_parameters()
         self.C_norm.reset_parameters()
         for parameter in (self.B_bias, self.C_bias, self.D):  # biases of 1: at first, a state that nothing selects

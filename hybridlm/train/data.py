@@ -12,10 +12,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import DataError
+from hybridlm.ops.cross_entropy import IGNORED
 from hybridlm.train.samples import Batch, StepData, mix, permute, sample_numbers
 from hybridlm.train.tokens import Bins, TokenBin, default_cache, load_tokenizer, token_bins
-
-IGNORED = -100  # the target of a token that is not to be predicted
 
 
 class TextData(StepData):

@@ -25,11 +25,13 @@ from rich.table import Table
 import hybridlm as hl
 from hybridlm.compose.model import HybridLM
 from hybridlm.files import atomic_write
+from hybridlm.ops.cross_entropy import IGNORED
 from hybridlm.resources import config_path
 from hybridlm.train import cli
 from hybridlm.train.console import Terminal
-from hybridlm.train.data import IGNORED, Batch, TextData
+from hybridlm.train.data import TextData
 from hybridlm.train.metrics import TokenScore, bits_per_byte
+from hybridlm.train.samples import Batch
 from hybridlm.train.tokens import TokenBin
 
 CONTEXT, BATCH, SCORED = 256, 4, 64  # SCORED: batches of held-out text, a fair sample

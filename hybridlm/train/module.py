@@ -13,8 +13,9 @@ from hybridlm.compose.build import build
 from hybridlm.compose.model import Output
 from hybridlm.compose.spec import meaning
 from hybridlm.errors import CheckpointError, SpecError
+from hybridlm.ops.cross_entropy import IGNORED
 from hybridlm.resources import find_config
-from hybridlm.train.data import IGNORED, TextData
+from hybridlm.train.data import TextData
 from hybridlm.train.metrics import SCORES, bits_per_byte, own_loss
 from hybridlm.train.optim import Schedule, adamw, capped_schedule, schedule_factor
 from hybridlm.train.routers import Rebalancing, measures

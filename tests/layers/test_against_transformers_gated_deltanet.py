@@ -4,7 +4,6 @@ Qwen3.5's names of parameters are ours; Qwen3-Next has the rows of its projectio
 random first, biases and norms too, and exchanging entries of any one of them must be seen.
 """
 
-import copy
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +15,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextConfig as Qw
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextConfig, Qwen3NextGatedDeltaNet
 
 from hybridlm.layers.gated_deltanet import GatedDeltaNet
+from tests.layers.common import exchanged, in_pieces, worst_token
 
 LIMIT = 1e-5
 D_MODEL, EPS, STEPS = 24, 1e-3, 4  # a large eps, so that a wrong one shows
@@ -91,35 +91,19 @@ def play_theirs(layer, config, x):
 @torch.no_grad()
 def play_ours(mixer, x):
     """The same with our state, the prefill in two calls."""
-    state, pieces = mixer.init_state(2, x.shape[1]), []
-    for part in x.split([17, x.shape[1] - STEPS - 17, *[1] * STEPS], dim=1):
-        y, state = mixer(part, state)
-        pieces.append(y)
-    return torch.cat(pieces, dim=1), mixer(x)[0]
-
-
-def error(ours, truth):
-    """The worst token of stepped decoding and of one call: RMS(err) / RMS(ref)."""
-    scale = truth[0].square().mean().sqrt()
-    return max(
-        (one - true).square().mean(-1).sqrt().max() / scale for one, true in zip(ours, truth, strict=True)
-    ).item()
+    return in_pieces(mixer, x, [17, x.shape[1] - STEPS - 17, *[1] * STEPS]), mixer(x)[0]
 
 
 @pytest.mark.parametrize("case", THEIRS)
 def test_against_transformers(case):
     """Worst error seen: 1e-6."""
     pair = make_pair(case)
-    assert error(play_ours(pair.ours, pair.x), pair.truth) < LIMIT
+    assert worst_token(play_ours(pair.ours, pair.x), pair.truth) < LIMIT
 
 
 @pytest.mark.parametrize("case", THEIRS)
 @pytest.mark.parametrize("name", NAMES)
 def test_exchanged_entries_are_seen(case, name):
     pair = make_pair(case)
-    wrong = copy.deepcopy(pair.ours)
-    parameter = wrong.get_parameter(name)
-    assert parameter.numel() > 1
-    with torch.no_grad():
-        parameter.copy_(parameter.flatten().roll(1).view_as(parameter))
-    assert error(play_ours(wrong, pair.x), pair.truth) > 100 * LIMIT
+    wrong = exchanged(pair.ours, name)
+    assert worst_token(play_ours(wrong, pair.x), pair.truth) > 100 * LIMIT

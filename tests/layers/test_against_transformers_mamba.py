@@ -4,7 +4,6 @@ Every parameter is random first, biases and norms too, and exchanging entries of
 has an inner width that is no multiple of d_model, and no norm after the gate. Worst error seen: 7e-7.
 """
 
-import copy
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +16,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Config, Mamba2Mixer
 
 from hybridlm.layers.mamba import Mamba
 from hybridlm.layers.mamba2 import Mamba2
+from tests.layers.common import exchanged, in_pieces, worst_token
 
 LIMIT = 1e-5
 D_MODEL, EPS, STEPS = 24, 1e-3, 4  # a large eps, so that a wrong one shows
@@ -111,31 +111,15 @@ def play_theirs(mixer, config, x):
 @torch.no_grad()
 def play_ours(mixer, x):
     """The same with our state."""
-    state, pieces = mixer.init_state(2, x.shape[1]), []
-    for part in x.split([x.shape[1] - STEPS, *[1] * STEPS], dim=1):
-        y, state = mixer(part, state)
-        pieces.append(y)
-    return torch.cat(pieces, dim=1), mixer(x)[0]
-
-
-def error(ours, truth):
-    """The worst token of stepped decoding and of one call: RMS(err) / RMS(ref)."""
-    scale = truth[0].square().mean().sqrt()
-    return max(
-        (one - true).square().mean(-1).sqrt().max() / scale for one, true in zip(ours, truth, strict=True)
-    ).item()
+    return in_pieces(mixer, x, [x.shape[1] - STEPS, *[1] * STEPS]), mixer(x)[0]
 
 
 def test_same_outputs_and_steps(pair):
-    assert error(play_ours(pair.ours, pair.x), pair.truth) < LIMIT
+    assert worst_token(play_ours(pair.ours, pair.x), pair.truth) < LIMIT
 
 
 @pytest.mark.parametrize(("case", "name"), [(case, name) for case, names in NAMES.items() for name in names])
 def test_exchanged_entries_are_seen(case, name):
     pair = make_pair(*CASES[case])
-    wrong = copy.deepcopy(pair.ours)
-    parameter = wrong.get_parameter(name)
-    assert parameter.numel() > 1
-    with torch.no_grad():
-        parameter.copy_(parameter.flatten().roll(1).view_as(parameter))
-    assert error(play_ours(wrong, pair.x), pair.truth) > 100 * LIMIT
+    wrong = exchanged(pair.ours, name)
+    assert worst_token(play_ours(wrong, pair.x), pair.truth) > 100 * LIMIT

@@ -3,7 +3,6 @@
 Every parameter is random first, biases and norms too, and exchanging entries of any one of them must be seen.
 """
 
-import copy
 import math
 
 import pytest
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from hybridlm.errors import SpecError
 from hybridlm.layers.linear_attention import LinearAttention
 from hybridlm.testing import Solo
+from tests.layers.common import exchanged
 from tests.oracles.fla_naive import naive
 
 LIMIT = 1e-5
@@ -97,11 +97,7 @@ NAMES = [(case, name) for case in CASES for name, _ in make(case)[0].named_param
 @pytest.mark.parametrize(("case", "name"), NAMES)
 def test_exchanged_entries_are_seen(case, name):
     mixer, x, true = make(case)
-    wrong = copy.deepcopy(mixer)
-    parameter = wrong.get_parameter(name)
-    assert parameter.numel() > 1
-    with torch.no_grad():
-        parameter.copy_(parameter.flatten().roll(1).view_as(parameter))
+    wrong = exchanged(mixer, name)
     assert error(ours(wrong, x), true) > 100 * LIMIT
 
 

@@ -12,6 +12,7 @@ from hybridlm.layers.gru import GRU, GRUConfig
 from hybridlm.layers.init import Streams
 from hybridlm.layers.lstm import LSTM, LSTMConfig
 from hybridlm.ops.backend import use
+from tests.layers.common import assert_trains_stacked
 
 MIXERS = {"lstm": (LSTM, LSTMConfig), "gru": (GRU, GRUConfig)}
 
@@ -62,18 +63,8 @@ def test_cost_is_exact(parts, d_model, hidden):
 
 @pytest.mark.parametrize("t", [1, 9])
 def test_stacked_models_train_under_vmap(parts, t):
-    """Several models as one, torch.func style: gradients of each equal those of each alone."""
     models, x = [parts[0](parts[1](hidden=5), 12).double() for _ in range(2)], torch.randn(2, t, 12).double()
-    stacked, _ = torch.func.stack_module_state(models)
-
-    def loss(parameters):
-        return torch.func.functional_call(models[0], parameters, (x,))[0].square().mean()
-
-    gradients = torch.func.vmap(torch.func.grad(loss))(stacked)
-    for i, model in enumerate(models):
-        alone = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
-        for name, gradient in alone.items():
-            torch.testing.assert_close(gradients[name][i], gradient, rtol=1e-9, atol=1e-12)
+    assert_trains_stacked(models, x)
 
 
 def test_torch_compile_steps_around_the_loop():

@@ -14,15 +14,12 @@ from hybridlm.errors import SpecError
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mamba import Mamba, MambaConfig
 from hybridlm.ops.selective_scan import selective_scan
+from tests.layers.common import assert_trains_stacked, moved
 
 
 def mixer(d_model=12, dtype=torch.float64, **fields):
     """A mixer with every parameter random, so that nothing hides behind a zero or a one."""
-    made = Mamba(MambaConfig(**{"d_state": 3, "dt_rank": 2, **fields}), d_model).to(dtype)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return made
+    return moved(Mamba(MambaConfig(**{"d_state": 3, "dt_rank": 2, **fields}), d_model).to(dtype))
 
 
 def test_defaults_are_legal_at_every_width():
@@ -197,18 +194,8 @@ def test_named_parameters_exist():
 
 
 def test_stacked_models_train_under_vmap():
-    """Several models as one, torch.func style: gradients of each equal those of each alone."""
     models, x = [mixer(), mixer()], torch.randn(2, 20, 12).double()
-    stacked, _ = torch.func.stack_module_state(models)
-
-    def loss(parameters):
-        return torch.func.functional_call(models[0], parameters, (x,))[0].square().mean()
-
-    gradients = torch.func.vmap(torch.func.grad(loss))(stacked)
-    for i, model in enumerate(models):
-        alone = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
-        for name, gradient in alone.items():
-            torch.testing.assert_close(gradients[name][i], gradient, rtol=1e-9, atol=1e-12)
+    assert_trains_stacked(models, x)
 
 
 # ------------------------------------------------------------------------------------------- the ablation of the paper

@@ -10,15 +10,12 @@ from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mamba2 import Mamba2, Mamba2Config
+from tests.layers.common import assert_trains_stacked, moved
 
 
 def mixer(d_model=12, dtype=torch.float64, **fields):
     """A mixer with every parameter random, so that nothing hides behind a zero or a one."""
-    made = Mamba2(Mamba2Config(**{"d_state": 3, "head_dim": 4, "chunk": 8, **fields}), d_model).to(dtype)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return made
+    return moved(Mamba2(Mamba2Config(**{"d_state": 3, "head_dim": 4, "chunk": 8, **fields}), d_model).to(dtype))
 
 
 def test_defaults_are_legal_at_every_width():
@@ -201,18 +198,8 @@ def test_named_parameters_exist():
 
 
 def test_stacked_models_train_under_vmap():
-    """Several models as one, torch.func style: gradients of each equal those of each alone."""
     models, x = [mixer(), mixer()], torch.randn(2, 20, 12).double()
-    stacked, _ = torch.func.stack_module_state(models)
-
-    def loss(parameters):
-        return torch.func.functional_call(models[0], parameters, (x,))[0].square().mean()
-
-    gradients = torch.func.vmap(torch.func.grad(loss))(stacked)
-    for i, model in enumerate(models):
-        alone = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
-        for name, gradient in alone.items():
-            torch.testing.assert_close(gradients[name][i], gradient, rtol=1e-9, atol=1e-12)
+    assert_trains_stacked(models, x)
 
 
 def test_without_the_norm_the_gate_is_left():

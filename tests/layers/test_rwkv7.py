@@ -11,15 +11,14 @@ from hybridlm.errors import SpecError
 from hybridlm.layers import rwkv7
 from hybridlm.layers.init import Streams
 from hybridlm.layers.rwkv7 import RWKV7, RWKV7Config, steps_back
+from tests.layers.common import assert_trains_stacked, moved
 
 
 def mixer(d_model=12, **fields):
     """A mixer with every parameter random, so that nothing hides behind a zero or a one."""
-    made = RWKV7(RWKV7Config(**{"head_dim": 4, "w_rank": 3, "a_rank": 2, "g_rank": 5, **fields}), d_model).double()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return made
+    return moved(
+        RWKV7(RWKV7Config(**{"head_dim": 4, "w_rank": 3, "a_rank": 2, "g_rank": 5, **fields}), d_model).double()
+    )
 
 
 def test_defaults_are_legal_at_every_width():
@@ -134,15 +133,5 @@ def test_the_state_stays_wide():
 
 @pytest.mark.parametrize("t", [1, 40])
 def test_stacked_models_train_under_vmap(t):
-    """Several models as one, torch.func style: gradients of each equal those of each alone."""
     models, x = [mixer(), mixer()], torch.randn(2, t, 12).double()
-    stacked, _ = torch.func.stack_module_state(models)
-
-    def loss(parameters):
-        return torch.func.functional_call(models[0], parameters, (x,))[0].square().mean()
-
-    gradients = torch.func.vmap(torch.func.grad(loss))(stacked)
-    for i, model in enumerate(models):
-        alone = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
-        for name, gradient in alone.items():
-            torch.testing.assert_close(gradients[name][i], gradient, rtol=1e-9, atol=1e-12)
+    assert_trains_stacked(models, x)

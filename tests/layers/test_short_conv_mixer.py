@@ -7,17 +7,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from hybridlm.errors import SpecError
 from hybridlm.layers.init import Streams
 from hybridlm.layers.short_conv_mixer import ShortConvMixer, ShortConvMixerConfig
+from tests.layers.common import assert_trains_stacked, moved
 
 SHAPES = [{}, {"gate": False}, {"bias": True, "d_conv": 5}, {"bias": True, "gate": False, "d_conv": 2}]
 
 
 def mixer(d_model=12, **fields):
     """A mixer with every parameter random, so that nothing hides behind a zero."""
-    made = ShortConvMixer(ShortConvMixerConfig(**fields), d_model).double()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return made
+    return moved(ShortConvMixer(ShortConvMixerConfig(**fields), d_model).double())
 
 
 @pytest.mark.parametrize(
@@ -78,15 +75,5 @@ def test_gates_stand_before_and_after_the_convolution():
 
 @pytest.mark.parametrize("fields", SHAPES)
 def test_stacked_models_train_under_vmap(fields):
-    """Several models as one, torch.func style: gradients of each equal those of each alone."""
     models, x = [mixer(**fields), mixer(**fields)], torch.randn(2, 9, 12).double()
-    stacked, _ = torch.func.stack_module_state(models)
-
-    def loss(parameters):
-        return torch.func.functional_call(models[0], parameters, (x,))[0].square().mean()
-
-    gradients = torch.func.vmap(torch.func.grad(loss))(stacked)
-    for i, model in enumerate(models):
-        alone = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
-        for name, gradient in alone.items():
-            torch.testing.assert_close(gradients[name][i], gradient, rtol=1e-9, atol=1e-12)
+    assert_trains_stacked(models, x)

@@ -42,6 +42,23 @@ def check(y, expected, limit):
     assert error.transpose(0, 1).flatten(1).mean(dim=1).max().sqrt() <= 10 * limit * scale.sqrt()
 
 
+def assert_autocast_changes_nothing(op, args):
+    """What an op gives under autocast is what it gives without, bit for bit."""
+    plain = op(*args)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = op(*args)
+    assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
+
+
+def assert_strides_do_not_matter(op, args):
+    """Inputs that lie in memory in another order give the same, and stay what they are."""
+    odd = [v.transpose(0, -1).contiguous().transpose(0, -1) for v in args]
+    before = [v.clone() for v in odd]
+    for one, other in zip(op(*odd), op(*args), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(one, other) for one, other in zip(odd, before, strict=True))
+
+
 class Calls(TorchDispatchMode):
     """Counts the tensor operations run under it, and the numbers of the largest complex tensor that one gives."""
 
@@ -52,4 +69,16 @@ class Calls(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor) and out.is_complex():
             self.largest_complex = max(self.largest_complex, out.numel())
+        return out
+
+
+class Arithmetic(TorchDispatchMode):
+    """Counts products and sums of numbers that PyTorch executes, matrix products apart."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        self.count += {"mul": 1, "add": 1, "sub": 1, "addcmul": 2}.get(name, 0) * getattr(out, "numel", int)()
+        self.count += args[0].numel() if name == "sum" else 0
         return out

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_flops
-from tests.ops.common import documents, error
+from tests.ops.common import Arithmetic, assert_autocast_changes_nothing, documents, error
 from tests.oracles.fla_naive import naive
 
 LENGTHS = [1, 2, 63, 64, 65, 130]
@@ -195,29 +194,14 @@ def test_bf16_keeps_a_float32_state():
 
 @pytest.mark.parametrize("t", [1, 70])
 def test_autocast_changes_nothing(t):
-    args = inputs(t, dtype=torch.float32)
-    plain = gated_delta_rule(*args)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = gated_delta_rule(*args)
-    assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
-
-
-class Counter(TorchDispatchMode):
-    """Products and sums of tensors that PyTorch executes."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
-        self.count += {"mul": 1, "add": 1, "sub": 1, "addcmul": 2}.get(name, 0) * getattr(out, "numel", int)()
-        return out
+    assert_autocast_changes_nothing(gated_delta_rule, inputs(t, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("t", [1, 2, 33, 64, 130])
 def test_flops_are_what_runs(t):
     """All matrix products; products and sums of one token, as the triangular system is solved by another name."""
     args = inputs(t, b=1)
-    with torch.no_grad(), FlopCounterMode(display=False) as products, Counter() as rest:
+    with torch.no_grad(), FlopCounterMode(display=False) as products, Arithmetic() as rest:
         gated_delta_rule(*args, state=torch.zeros(1, 4, 3, 5).double(), chunk=32)
     matmul, scan = gated_delta_rule_flops(t, 4, 3, 2, 5, 32)
     assert products.get_total_flops() == matmul

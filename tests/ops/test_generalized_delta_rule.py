@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.ops.generalized_delta_rule import generalized_delta_rule, generalized_delta_rule_flops
 from hybridlm.ops.linear_attention import linear_attention
-from tests.ops.common import documents, error
+from tests.ops.common import assert_autocast_changes_nothing, assert_strides_do_not_matter, documents, error
 from tests.oracles.fla_naive import naive
 
 NAIVE = naive("generalized_delta_rule/dplr")
@@ -204,20 +204,11 @@ def test_bf16_keeps_a_float32_state():
 
 @pytest.mark.parametrize("t", [1, 70])
 def test_autocast_changes_nothing(t):
-    args = inputs(t, dtype=torch.float32)
-    plain = generalized_delta_rule(*args)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = generalized_delta_rule(*args)
-    assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
+    assert_autocast_changes_nothing(generalized_delta_rule, inputs(t, dtype=torch.float32))
 
 
 def test_strides_do_not_matter_and_inputs_stay():
-    args = inputs(70)
-    odd = [x.transpose(0, -1).contiguous().transpose(0, -1) for x in args]
-    before = [x.clone() for x in odd]
-    for one, other in zip(generalized_delta_rule(*odd), generalized_delta_rule(*args), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    assert all(torch.equal(one, other) for one, other in zip(odd, before, strict=True))
+    assert_strides_do_not_matter(generalized_delta_rule, inputs(70))
 
 
 @pytest.mark.parametrize("t", LENGTHS)

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.ops.linear_attention import linear_attention, linear_attention_flops
-from tests.ops.common import documents, error
+from tests.ops.common import Arithmetic, assert_autocast_changes_nothing, documents, error
 from tests.oracles.fla_naive import naive
 
 LENGTHS = [1, 2, 63, 64, 65, 130]
@@ -201,23 +200,7 @@ def test_bf16_keeps_a_float32_state(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("t", [1, 70])
 def test_autocast_changes_nothing(t, kind):
-    args = inputs(t, kind, dtype=torch.float32)
-    plain = linear_attention(*args)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = linear_attention(*args)
-    assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
-
-
-class Counter(TorchDispatchMode):
-    """Products and sums of tensors that PyTorch executes."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
-        self.count += {"mul": 1, "add": 1, "addcmul": 2}.get(name, 0) * getattr(out, "numel", int)()
-        self.count += args[0].numel() if name == "sum" else 0
-        return out
+    assert_autocast_changes_nothing(linear_attention, inputs(t, kind, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -225,7 +208,7 @@ class Counter(TorchDispatchMode):
 def test_flops_are_what_runs(t, kind):
     """Matrix products of all kinds; products and sums where no running sum is among them, which has another name."""
     args = inputs(t, kind, b=1)
-    with torch.no_grad(), FlopCounterMode(display=False) as products, Counter() as rest:
+    with torch.no_grad(), FlopCounterMode(display=False) as products, Arithmetic() as rest:
         linear_attention(*args, state=torch.zeros(1, 4, 3, 5).double(), chunk=32)
     matmul, scan = linear_attention_flops(t, 4, 3, 2, 5, 32, by_channel=kind == "channel")
     assert products.get_total_flops() == matmul

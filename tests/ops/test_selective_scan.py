@@ -6,7 +6,7 @@ import torch
 
 from hybridlm.errors import SpecError
 from hybridlm.ops.selective_scan import reference, selective_scan
-from tests.ops.common import documents, error
+from tests.ops.common import assert_autocast_changes_nothing, assert_strides_do_not_matter, documents, error
 
 LENGTHS = [1, 2, 15, 16, 17, 63, 64, 65, 130]
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -208,20 +208,11 @@ def test_bf16_keeps_a_float32_state():
 
 @pytest.mark.parametrize("t", [1, 40])
 def test_autocast_changes_nothing(t):
-    args = inputs(t, dtype=torch.float32)
-    plain = selective_scan(*args)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = selective_scan(*args)
-    assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
+    assert_autocast_changes_nothing(selective_scan, inputs(t, dtype=torch.float32))
 
 
 def test_strides_do_not_matter_and_inputs_stay():
-    args = inputs(40)
-    odd = [v.transpose(0, -1).contiguous().transpose(0, -1) for v in args]
-    before = [v.clone() for v in odd]
-    for one, other in zip(selective_scan(*odd), selective_scan(*args), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    assert all(torch.equal(one, other) for one, other in zip(odd, before, strict=True))
+    assert_strides_do_not_matter(selective_scan, inputs(40))
 
 
 def test_states_are_not_kept_for_every_token():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hybridlm.ops.ssd import ssd
-from tests.ops.common import documents, error
+from tests.ops.common import assert_autocast_changes_nothing, assert_strides_do_not_matter, documents, error
 
 LENGTHS = [1, 2, 63, 64, 65, 130]
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -184,17 +184,8 @@ def test_bf16_keeps_a_float32_state():
 
 @pytest.mark.parametrize("t", [1, 70])
 def test_autocast_changes_nothing(t):
-    args = inputs(t, dtype=torch.float32)
-    plain = ssd(*args)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = ssd(*args)
-    assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
+    assert_autocast_changes_nothing(ssd, inputs(t, dtype=torch.float32))
 
 
 def test_strides_do_not_matter_and_inputs_stay():
-    args = inputs(70)
-    odd = [v.transpose(0, -1).contiguous().transpose(0, -1) for v in args]
-    before = [v.clone() for v in odd]
-    for one, other in zip(ssd(*odd), ssd(*args), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    assert all(torch.equal(one, other) for one, other in zip(odd, before, strict=True))
+    assert_strides_do_not_matter(ssd, inputs(70))

@@ -16,7 +16,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from hybridlm.ops.linear_attention.chunks import Decays, decays, fold, forget_between
+from hybridlm.ops.chunks import Decays, decays, fold, forget_between
 
 
 def gated_delta_rule(

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
+from hybridlm.ops.chunks import at_begins, fold, forget_between
 from hybridlm.ops.linear_attention.channel import whole
-from hybridlm.ops.linear_attention.chunks import at_begins, fold, forget_between
 
 
 def generalized_delta_rule(

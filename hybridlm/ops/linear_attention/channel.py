@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
-from hybridlm.ops.linear_attention.chunks import fold, pass_on
+from hybridlm.ops.chunks import fold, pass_on
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

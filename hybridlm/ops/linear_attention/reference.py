@@ -11,8 +11,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from hybridlm.ops.chunks import decays, fold, forget_between, pass_on
 from hybridlm.ops.linear_attention import channel
-from hybridlm.ops.linear_attention.chunks import decays, fold, forget_between, pass_on
 
 
 def linear_attention(

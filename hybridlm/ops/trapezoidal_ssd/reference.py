@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridlm.ops.chunks import at_begins
 from hybridlm.ops.linear_attention import linear_attention, linear_attention_flops
-from hybridlm.ops.linear_attention.chunks import at_begins
 from hybridlm.ops.rows import last_valid
 
 

@@ -84,8 +84,9 @@ def test_imports_nothing_heavy(module):
 
 def test_building_a_model_on_cpu_needs_only_torch():
     code = "import hybridlm as hl; hl.build(pattern='WSMmA', d_model=32, vocab_size=16)"
-    unwanted = ("lightning", "pytorch_lightning", "transformers", "triton", "matplotlib", "tokenizers", "tensorboard")
-    assert _loaded_by(code, unwanted) == set()
+    unwanted = ("lightning", "pytorch_lightning", "transformers", "matplotlib", "tokenizers", "tensorboard")
+    kernels = {f"hybridlm.ops.{path.parent.name}.triton" for path in (ROOT / "hybridlm/ops").glob("*/triton.py")}
+    assert _loaded_by(code, (*unwanted, *kernels)) == set()  # torch's compiler itself imports triton where it is
 
 
 # ------------------------------------------------------------------------------------------------------- size of things

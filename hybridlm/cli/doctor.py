@@ -117,7 +117,7 @@ def _trace(plan: LayerPlan, spec: ModelSpec, device: str, tokens: int) -> list[d
             block(x, state, replace(Cursor.zeros(1, device=device).open(x), embeddings=x))
         except RuntimeError as error:  # a layer that looks at values cannot be called without any
             return [{"op": "?", "backend": "?", "why": f"it cannot be asked: {str(error).splitlines()[0]}"}]
-    return [{"op": op, "backend": backend, "why": REASONS[backend]} for op, backend in dict.fromkeys(seen)]
+    return [{"op": op, "backend": backend, "why": REASONS[backend]} for op, backend, _ in dict.fromkeys(seen)]
 
 
 # ------------------------------------------------------------------------------------------------------------ printing

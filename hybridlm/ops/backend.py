@@ -1,28 +1,55 @@
 """Which code runs an op. The only place that knows of hardware and of optional packages.
 
-An op offers one function a backend. `auto` takes the first offer, the others take theirs or raise. `use` sets what
-`auto` means for everything below it.
+An op makes an `Offer` for each backend: a function, and why it cannot take the call at hand. `auto` takes the first
+that can, a named backend is taken or raises, and `use` sets what `auto` means for everything below it.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from hybridlm.errors import SpecError, UnsupportedError, did_you_mean
 
 BACKENDS = ("auto", "reference", "triton", "vendor")
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels run in Python, on a CPU: slow, but exact
 
 _preferred: str = "auto"
-_seen: list[tuple[str, str]] | None = None
+_seen: list[Seen] | None = None
+
+
+class Offer(NamedTuple):
+    """One backend's offer to run a call.
+
+    run:   the function.
+    lacks: why it cannot take this call; None: it can.
+    asked: why `auto` passes over it although it can, so that it has to be asked for; None: it does not.
+    """
+
+    run: Callable | None
+    lacks: str | None = None
+    asked: str | None = None
+
+
+class Seen(NamedTuple):
+    """What was chosen for one call. passed: {backend: why not} of those that were offered before it."""
+
+    op: str
+    backend: str
+    passed: tuple[tuple[str, str], ...] = ()
 
 
 @contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Within the block, `auto` means this backend."""
+    """Within the block `auto` means this backend, and the reference for calls that it does not take."""
     global _preferred  # a context variable would be cleaner, but torch.compile cannot trace one
     before, _preferred = _preferred, _known(backend)
     try:
@@ -32,8 +59,8 @@ def use(backend: str) -> Iterator[None]:
 
 
 @contextmanager
-def trace() -> Iterator[list[tuple[str, str]]]:
-    """Within the block, the list that is given fills with (op, backend) of every op that runs."""
+def trace() -> Iterator[list[Seen]]:
+    """Within the block, the list that is given fills with what was chosen for every op that runs."""
     global _seen
     before, _seen = _seen, []
     try:
@@ -42,6 +69,44 @@ def trace() -> Iterator[list[tuple[str, str]]]:
         _seen = before
 
 
+def resolve(op: str, backend: str, offers: Mapping[str, Callable | Offer]) -> Callable:
+    """The function that runs `op`. offers: best first; a bare function takes every call, as the reference must.
+
+    SpecError: no such backend. UnsupportedError: the backend does not offer this op, or cannot take this call.
+    """
+    offers = {name: offer if isinstance(offer, Offer) else Offer(offer) for name, offer in offers.items()}
+    wanted = _known(backend)
+    if wanted == "auto":
+        wanted = _preferred if _preferred != "auto" else _first(offers)
+        if wanted not in offers or offers[wanted].lacks is not None:
+            wanted = "reference"
+    if wanted not in offers:
+        raise UnsupportedError(f"{op}: there is no {wanted!r} backend for it; it has: {', '.join(offers)}")
+    if offers[wanted].lacks is not None:
+        raise UnsupportedError(f"{op}: backend {wanted!r} cannot take this call: {offers[wanted].lacks}")
+    if _seen is not None:
+        _seen.append(Seen(op, wanted, _passed(offers, wanted)))
+    return offers[wanted].run
+
+
+def _first(offers: Mapping[str, Offer]) -> str:
+    return next(name for name, offer in offers.items() if offer.lacks is None and offer.asked is None)
+
+
+def _passed(offers: Mapping[str, Offer], chosen: str) -> tuple[tuple[str, str], ...]:
+    """The backends that were passed over, and why."""
+    before = list(offers)[: list(offers).index(chosen)]
+    reasons = {name: offers[name].lacks or offers[name].asked for name in before}
+    return tuple((name, why) for name, why in reasons.items() if why is not None)
+
+
+def _known(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise SpecError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}")
+    return backend
+
+
+# ------------------------------------------------------------------------------------------------------------- hardware
 def devices() -> list[tuple[str, str]]:
     """Name and description of what torch can compute on, the CPU first."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -62,24 +127,63 @@ def memory(device: torch.device | str) -> int | None:
     return None
 
 
-def resolve(op: str, backend: str, offers: Mapping[str, Callable]) -> Callable:
-    """The function that runs `op`. offers: what can run here, best first.
-
-    SpecError: no such backend. UnsupportedError: it exists but does not offer this op here.
-    """
-    wanted = _known(backend)
-    if wanted == "auto":
-        wanted = _preferred
-    if wanted == "auto":
-        wanted = next(iter(offers))
-    if wanted not in offers:
-        raise UnsupportedError(f"{op}: no {wanted!r} backend on this machine; here it runs on: {', '.join(offers)}")
-    if _seen is not None:
-        _seen.append((op, wanted))
-    return offers[wanted]
+# ------------------------------------------------------------------------------------------------------------- packages
+def _constant(function: Callable) -> Callable:
+    """torch.compiler.assume_constant_result, which would import the compiler at once: what is found does not change."""
+    function._dynamo_marked_constant = True
+    return function
 
 
-def _known(backend: str) -> str:
-    if backend not in BACKENDS:
-        raise SpecError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}")
-    return backend
+@cache
+def _probe(module: str, attribute: str) -> tuple[Any, str | None]:
+    """The attribute, or why there is none. A package may be installed and yet broken, or built without a part."""
+    package = module.partition(".")[0]
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        return None, f"{package} is not installed" if missing == package else f"{package} needs {error.name}"
+    except Exception as error:  # built for another torch, say; what is raised is not ours to foresee
+        return None, f"{package} is broken here: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return found, None if found is not None else f"{package} was built without {attribute}"
+
+
+def found(module: str, attribute: str) -> Any:
+    """A function of an optional package. UnsupportedError: it is not there, and why."""
+    value, why = _probe(module, attribute)
+    if why is not None:
+        raise UnsupportedError(why)
+    return value
+
+
+@_constant
+def missing(module: str, attribute: str) -> str | None:
+    """Why `found(module, attribute)` would raise; None if it would not. Imports the package when first asked."""
+    return _probe(module, attribute)[1]
+
+
+def kernels(module: str) -> ModuleType | None:
+    """A module of our Triton kernels; None where Triton cannot run (no GPU build of torch, or Triton is not there)."""
+    return importlib.import_module(module) if triton_missing() is None else None
+
+
+@_constant
+def triton_missing() -> str | None:
+    """Why no Triton kernel can run here; None if one can."""
+    if torch.version.cuda is None and not INTERPRETING:
+        return "Triton needs a torch built for CUDA"
+    return _probe("triton.language", "dot")[1]
+
+
+def triton_lacks(x: Tensor) -> str | None:
+    """Why no Triton kernel can run on this tensor; None if one can."""
+    if (why := triton_missing()) is not None:
+        return why
+    if INTERPRETING or x.is_cuda:
+        return None
+    return "Triton needs a GPU"
+
+
+def triton_asked(x: Tensor) -> str | None:
+    """Why `auto` takes no Triton kernel for this tensor though one could run."""
+    return "on a CPU Triton's kernels run in its interpreter" if not x.is_cuda else None

@@ -4,8 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hybridlm.errors import SpecError, UnsupportedError
-from hybridlm.ops import backend
 from hybridlm.ops.cross_entropy import linear_cross_entropy
 from hybridlm.ops.norm import gated_rms_norm, group_norm, l2_norm, layer_norm, rms_norm
 from hybridlm.ops.rotary import rotary
@@ -98,25 +96,3 @@ def test_a_loss_over_nothing_is_zero_and_so_are_its_gradients():
     loss.backward()
     assert loss == 0
     assert (x.grad == 0).all()
-
-
-def one() -> None: ...
-def two() -> None: ...
-
-
-def test_auto_takes_the_first_offer_and_an_explicit_backend_its_own():
-    offers = {"vendor": one, "reference": two}
-    assert backend.resolve("op", "auto", offers) is one
-    assert backend.resolve("op", "reference", offers) is two
-    with backend.use("reference"), backend.trace() as seen:
-        assert backend.resolve("op", "auto", offers) is two
-        assert backend.resolve("op", "vendor", offers) is one
-    assert seen == [("op", "reference"), ("op", "vendor")]
-    assert backend.resolve("op", "auto", offers) is one
-
-
-def test_a_backend_that_is_missing_or_unknown_is_said_to_be():
-    with pytest.raises(UnsupportedError, match="no 'triton' backend"):
-        backend.resolve("op", "triton", {"reference": one})
-    with pytest.raises(SpecError, match="Did you mean 'triton'"):
-        backend.resolve("op", "tritn", {"reference": one})

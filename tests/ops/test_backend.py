@@ -1,0 +1,82 @@
+"""Which backend runs a call, and what is said of those that do not."""
+
+import pytest
+import torch
+
+from hybridlm.errors import SpecError, UnsupportedError
+from hybridlm.ops import backend
+from hybridlm.ops.backend import Offer, Seen, found, missing, resolve, trace, use
+
+
+def fast() -> None: ...
+def slow() -> None: ...
+
+
+ABLE = {"vendor": fast, "reference": slow}
+UNABLE = {"vendor": Offer(fast, lacks="it takes bf16 only"), "reference": slow}
+SHY = {"vendor": Offer(fast, asked="it is off by 1e-6"), "reference": slow}
+
+
+def test_auto_takes_the_first_offer_and_an_explicit_backend_its_own():
+    assert resolve("op", "auto", ABLE) is fast
+    assert resolve("op", "reference", ABLE) is slow
+    with use("reference"), trace() as seen:
+        assert resolve("op", "auto", ABLE) is slow
+        assert resolve("op", "vendor", ABLE) is fast
+    assert [(one.op, one.backend) for one in seen] == [("op", "reference"), ("op", "vendor")]
+    assert resolve("op", "auto", ABLE) is fast
+
+
+def test_auto_passes_over_what_cannot_take_the_call_and_says_why():
+    with trace() as seen:
+        assert resolve("op", "auto", UNABLE) is slow
+    assert seen == [Seen("op", "reference", (("vendor", "it takes bf16 only"),))]
+    with pytest.raises(UnsupportedError, match="op: backend 'vendor' cannot take this call: it takes bf16 only"):
+        resolve("op", "vendor", UNABLE)
+
+
+def test_what_has_to_be_asked_for_is_taken_when_it_is():
+    with trace() as seen:
+        assert resolve("op", "auto", SHY) is slow
+    assert seen == [Seen("op", "reference", (("vendor", "it is off by 1e-6"),))]
+    assert resolve("op", "vendor", SHY) is fast
+    with use("vendor"):
+        assert resolve("op", "auto", SHY) is fast
+
+
+def test_within_use_calls_that_the_backend_does_not_take_go_to_the_reference():
+    with use("vendor"):
+        assert resolve("op", "auto", UNABLE) is slow
+    with use("triton"):
+        assert resolve("op", "auto", ABLE) is slow
+
+
+def test_a_backend_that_is_missing_or_unknown_is_said_to_be():
+    with pytest.raises(UnsupportedError, match="no 'triton' backend"):
+        resolve("op", "triton", {"reference": slow})
+    with pytest.raises(SpecError, match="Did you mean 'triton'"):
+        resolve("op", "tritn", {"reference": slow})
+
+
+def test_an_absent_package_a_broken_one_and_an_absent_part_are_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "broken_kernels.py").write_text("raise OSError('undefined symbol: _ZN3c10')")
+    (tmp_path / "needy_kernels.py").write_text("import package_that_nobody_has")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert missing("absent_kernels.scan", "scan") == "absent_kernels is not installed"
+    assert missing("broken_kernels", "scan") == "broken_kernels is broken here: OSError: undefined symbol: _ZN3c10"
+    assert missing("needy_kernels", "scan") == "needy_kernels needs package_that_nobody_has"
+    assert missing("math", "scan") == "math was built without scan"
+    assert found("math", "sqrt")(4) == 2
+    with pytest.raises(UnsupportedError, match="absent_kernels is not installed"):
+        found("absent_kernels.scan", "scan")
+
+
+def test_probing_is_a_constant_to_the_compiler():
+    def choose(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if missing("absent_kernels", "scan") else x
+
+    assert torch.compile(choose, fullgraph=True, backend="eager")(torch.zeros(())) == 1
+
+
+def test_on_a_cpu_triton_has_to_be_asked_for():
+    assert backend.triton_asked(torch.zeros(())) is not None

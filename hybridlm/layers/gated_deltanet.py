@@ -138,7 +138,8 @@ class GatedDeltaNet(Mixer):
         self, x: Float[Tensor, "b t d"], state: GatedDeltaNetState | None = None, ctx: Context | None = None
     ) -> tuple[Float[Tensor, "b t e"], GatedDeltaNetState | None]:
         x, ctx = self.enter(x, state, ctx)
-        qkv, conv = self.conv1d(self.in_proj_qkv(x), None if state is None else state.conv, ctx)
+        conv, ssm, in_place = (None, None, False) if state is None else (state.conv, state.ssm, state.in_place)
+        qkv, conv = self.conv1d(self.in_proj_qkv(x), conv, ctx, in_place)
         q, k, v = self.split(qkv)
         log_a, beta = self.gates(x)
         y, ssm = gated_delta_rule(
@@ -147,7 +148,7 @@ class GatedDeltaNet(Mixer):
             v,
             ctx.keep_valid(log_a),  # a pad fades nothing ...
             ctx.keep_valid(beta),  # ... and writes nothing
-            state=None if state is None else state.ssm,
+            state=ssm,
             document=ctx.document,
             chunk=self.config.chunk,
         )

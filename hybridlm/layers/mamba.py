@@ -156,8 +156,9 @@ class Mamba(Mixer):
         self, x: Float[Tensor, "b t d"], state: MambaState | None = None, ctx: Context | None = None
     ) -> tuple[Float[Tensor, "b t e"], MambaState | None]:
         x, ctx = self.enter(x, state, ctx)
+        conv, ssm, in_place = (None, None, False) if state is None else (state.conv, state.ssm, state.in_place)
         x, *z = self.in_proj(x).split(len(self.D), dim=-1)
-        x, conv = self.conv1d(x, None if state is None else state.conv, ctx)
+        x, conv = self.conv1d(x, conv, ctx, in_place)
         dt, B, C = self.select(x)
         y, ssm = selective_scan(
             x,
@@ -166,9 +167,10 @@ class Mamba(Mixer):
             B,
             C,
             self.D,
-            state=None if state is None else state.ssm,
+            state=ssm,
             document=ctx.document,
             zoh=self.config.discretization == "zoh",
+            in_place=in_place,
         )
         y = self.out_proj(y * F.silu(z[0]) if z else y)
         return y, None if state is None else state.advance(conv=conv, ssm=ssm)

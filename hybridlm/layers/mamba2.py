@@ -139,8 +139,9 @@ class Mamba2(Mixer):
         self, x: Float[Tensor, "b t d"], state: Mamba2State | None = None, ctx: Context | None = None
     ) -> tuple[Float[Tensor, "b t e"], Mamba2State | None]:
         x, ctx = self.enter(x, state, ctx)
+        conv, ssm, in_place = (None, None, False) if state is None else (state.conv, state.ssm, state.in_place)
         z, xBC, dt = self.in_proj(x).split(self.widths, dim=-1)
-        xBC, conv = self.conv1d(xBC, None if state is None else state.conv, ctx)
+        xBC, conv = self.conv1d(xBC, conv, ctx, in_place)
         x, B, C = self.split(xBC)
         wide = state_dtype(dt.dtype)
         dt = softplus(dt.to(wide) + self.dt_bias.to(wide))
@@ -151,9 +152,10 @@ class Mamba2(Mixer):
             B,
             C,
             self.D,
-            state=None if state is None else state.ssm,
+            state=ssm,
             document=ctx.document,
             chunk=self.config.chunk,
+            in_place=in_place,
         )
         y = rearrange(y, "b t h p -> b t (h p)")
         y = self.out_proj(y * F.silu(z) if self.norm is None else self.norm(y, z, self.config.n_groups))

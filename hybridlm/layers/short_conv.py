@@ -33,9 +33,12 @@ class ShortConv(nn.Module):
             init.uniform(self.bias, -bound, bound, streams("bias"))
 
     def forward(
-        self, x: Float[Tensor, "b t c"], state: Float[Tensor, "b c k"] | None, ctx: Context
+        self, x: Float[Tensor, "b t c"], state: Float[Tensor, "b c k"] | None, ctx: Context, in_place: bool = False
     ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c k"]]:
-        """x -> y of the same shape, and the inputs to remember. state: those remembered so far; None: none."""
+        """x -> y of the same shape, and the inputs to remember. state: those remembered so far; None: none.
+
+        in_place: their memory may be written over.
+        """
         return causal_conv1d(
             x,
             self.weight,
@@ -44,6 +47,7 @@ class ShortConv(nn.Module):
             lengths=ctx.lengths,
             document=ctx.document,
             activation=self.activation,
+            in_place=in_place,
         )
 
 

@@ -90,13 +90,13 @@ class ShortConvMixer(Mixer):
         self, x: Float[Tensor, "b t d"], state: ShortConvMixerState | None = None, ctx: Context | None = None
     ) -> tuple[Float[Tensor, "b t e"], ShortConvMixerState | None]:
         x, ctx = self.enter(x, state, ctx)
-        held = None if state is None else state.conv
+        held, in_place = (None, False) if state is None else (state.conv, state.in_place)
         if self.config.gate:
             B, C, x = self.in_proj(x).chunk(3, dim=-1)
-            z, conv = self.conv(B * x, held, ctx)
+            z, conv = self.conv(B * x, held, ctx, in_place)
             y = self.out_proj(C * z)
         else:
-            z, conv = self.conv(self.in_proj(x), held, ctx)
+            z, conv = self.conv(self.in_proj(x), held, ctx, in_place)
             y = self.out_proj(z)
         return y, None if state is None else state.advance(conv=conv)
 

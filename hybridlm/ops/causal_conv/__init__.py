@@ -18,6 +18,7 @@ def causal_conv1d(
     lengths: Int[Tensor, "b"] | None = None,
     document: Int[Tensor, "b t"] | None = None,
     activation: Literal["silu"] | None = None,
+    in_place: bool = False,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c k-1"]]:
     """y_t = activation(bias + sum_j weight[:, 0, j] x_{t-k+1+j}), channel by channel: (y, the last k - 1 inputs).
@@ -27,6 +28,7 @@ def causal_conv1d(
     lengths: valid tokens of each row, at its start; what follows is not read, and 0 leaves the row's state as it is.
     document: non-decreasing along t; 0 continues the state, and no tap reaches over a change of number. The state
     that is returned holds inputs of the row's last document only.
+    in_place: the memory of `state` may be written over, and is then what is returned; for calls without gradients.
     Computed in at least float32; y has the dtype of x, the state that of `state`. t >= 1, k >= 1.
     """
     offers = {"reference": reference.causal_conv1d}

@@ -22,6 +22,7 @@ def selective_scan(
     state: Float[Tensor, "b d n"] | None = None,
     document: Int[Tensor, "b t"] | None = None,
     zoh: bool = False,
+    in_place: bool = False,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"]]:
     """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,  y_t = C_t . h_t + D x_t, channel by channel: (y, last h).
@@ -31,6 +32,7 @@ def selective_scan(
     dt: step sizes >= 0, softplus already applied; dt = 0 holds the state, which is how pads are passed over.
     A: negative. state: h before the first token (zero if None). document: non-decreasing along t; 0 continues the
     state, and h starts from zero wherever the number changes.
+    in_place: the memory of `state` may be written over, and is then what is returned; for calls without gradients.
     Computed in at least float32, autocast or not, which is the dtype of h; y has the dtype of x. t >= 1.
     """
     run = resolve("selective_scan", backend, {"reference": reference.selective_scan})

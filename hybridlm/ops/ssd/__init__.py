@@ -22,6 +22,7 @@ def ssd(
     state: Float[Tensor, "b h p n"] | None = None,
     document: Int[Tensor, "b t"] | None = None,
     chunk: int = 64,
+    in_place: bool = False,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
     """H_t = exp(dt_t A) H_{t-1} + dt_t x_t B_t^T,  y_t = H_t C_t + D x_t, head by head: (y, last H).
@@ -30,6 +31,7 @@ def ssd(
     dt: step sizes >= 0, softplus already applied; dt = 0 holds the state, which is how pads are passed over.
     A: negative. state: H before the first token (zero if None). document: non-decreasing along t; 0 continues the
     state, and H starts from zero wherever the number changes. chunk: tokens of a chunk, a matter of speed alone.
+    in_place: the memory of `state` may be written over, and is then what is returned; for calls without gradients.
     Computed in at least float32, autocast or not, which is the dtype of H; y has the dtype of x. t >= 1.
     """
     run = resolve("ssd", backend, {"reference": reference.ssd})

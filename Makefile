@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-deep check format bench docs clean
+.PHONY: help install demo test test-deep test-gpu check format bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -26,7 +26,10 @@ test: $(VENV)/.dev ## the default tests
 	$(PY) -m pytest -n $(JOBS) -q $(ARGS)
 
 test-deep: $(VENV)/.dev ## every test, the exhaustive ones too
-	HYPOTHESIS_PROFILE=deep $(PY) -m pytest -n $(JOBS) -q -m "deep or not deep" $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(PY) -m pytest -n $(JOBS) -q -m "not gpu" $(ARGS)
+
+test-gpu: $(VENV)/.dev ## the tests that need a GPU
+	$(PY) -m pytest -q -m gpu tests/gpu $(ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, direction of imports
 	$(PY) -m ruff check .

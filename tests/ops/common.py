@@ -1,7 +1,15 @@
 """What the tests of several ops need: documents to cut rows into, errors, and a count of what runs."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from hybridlm.errors import UnsupportedError
+from hybridlm.ops.agreement import agreement
+from hybridlm.ops.examples import OPS, draw
+
+CALLS = [(op, case) for op, (_, cases) in OPS.items() for case in cases]
+CALL_NAMES = ["-".join(call) for call in CALLS]
 
 
 def documents(b, t):
@@ -40,6 +48,15 @@ def check(y, expected, limit):
     error, scale = (y.double() - expected).square(), expected.square().mean()
     assert error.mean().sqrt() <= limit * scale.sqrt()
     assert error.transpose(0, 1).flatten(1).mean(dim=1).max().sqrt() <= 10 * limit * scale.sqrt()
+
+
+def assert_agrees(op, case, dtype, backend, sizes, device="cpu"):
+    """Law C15 on one call. Skipped where the backend says that it cannot take it: what it says is the reason."""
+    try:
+        found = list(agreement(draw(op, case, sizes, device=device, dtype=dtype), backend))
+    except UnsupportedError as why:
+        pytest.skip(str(why))
+    assert [one for one in found if not one.strain <= 1] == []
 
 
 def assert_autocast_changes_nothing(op, args):

@@ -20,11 +20,9 @@ from hybridlm.layers.heads import (
     heads_cost,
     last_document,
     seen_in_both,
-    seen_in_cache,
-    seen_in_call,
     write,
 )
-from hybridlm.ops.attention import attention
+from hybridlm.ops.attention import attention, cached_attention
 from hybridlm.state import LayerState
 
 
@@ -79,13 +77,11 @@ class Attention(Heads):
 
     def attend_call(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
         """Nothing came before: each document attends to itself. Pads stand on the right, out of everyone's sight."""
-        mask = seen_in_call(ctx)
-        return attention(q, k, v, mask=mask, causal=mask is None)
+        return attention(q, k, v, causal=True, document=ctx.document)
 
     def attend_cache(self, q: Tensor, state: KVState, ctx: Context) -> Tensor:
         """One document, whose every key now lies in the slot of its position."""
-        k, v = (cache[:, : ctx.extent].to(q.dtype) for cache in (state.k, state.v))
-        return attention(q, k, v, mask=seen_in_cache(ctx))
+        return cached_attention(q, state.k, state.v, ctx.positions, extent=ctx.extent)
 
     def attend_both(self, q: Tensor, k: Tensor, v: Tensor, state: KVState, ctx: Context) -> Tensor:
         """Document 0 sees the cache, and every document its own tokens of this call."""

@@ -16,6 +16,7 @@ from hybridlm.layers.cost import Cost, Flops, linear
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
+from hybridlm.ops.attention import causal_in_document, up_to
 from hybridlm.ops.rotary import rotary
 from hybridlm.state import LayerState
 
@@ -134,14 +135,9 @@ def last_document(ctx: Context) -> Tensor | None:
     return last if ctx.valid is None else last & ctx.valid
 
 
-def seen_in_call(ctx: Context) -> Tensor | None:
-    """(b, t, t) mask of a call before which nothing came; None: a token sees those before it, and itself."""
-    return None if ctx.document is None else causal_in_document(ctx.document)
-
-
 def seen_in_cache(ctx: Context) -> Tensor:
     """(b, t, extent) mask over slots, where every key of the one document lies in that of its position."""
-    return torch.arange(ctx.extent, device=ctx.positions.device) <= ctx.positions[:, :, None]
+    return up_to(ctx.positions, ctx.extent)
 
 
 def seen_in_both(ctx: Context) -> Tensor:
@@ -150,12 +146,6 @@ def seen_in_both(ctx: Context) -> Tensor:
     stored = slots < ctx.positions[:, :1, None]  # a row's first token of document 0 stands right behind its cache
     in_cache = stored & (ctx.document == 0)[:, :, None]
     return torch.cat([in_cache, causal_in_document(ctx.document)], dim=2)
-
-
-def causal_in_document(document: Tensor) -> Tensor:
-    """document (b, t) -> mask (b, t, t): a token sees those before it in its own document, and itself."""
-    steps = torch.arange(document.shape[1], device=document.device)
-    return (steps <= steps[:, None]) & (document[:, :, None] == document[:, None, :])
 
 
 def heads_cost(config: HeadsConfig, d_model: int, pairs) -> Cost:

@@ -20,7 +20,7 @@ from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
-from hybridlm.layers.heads import last_document, seen_in_both, seen_in_cache, seen_in_call, write
+from hybridlm.layers.heads import last_document, seen_in_both, seen_in_cache, write
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
@@ -153,14 +153,14 @@ class LatentAttention(Mixer):
         x, ctx = self.enter(x, state, ctx)
         q, (latent, key) = self.query(x, ctx), self.compress(x, ctx)
         if state is None:
-            y = self.attend_heads(q, latent, key, seen_in_call(ctx))
+            y = self.attend_heads(q, latent, key, causal=True, document=ctx.document)
         elif ctx.document is None:
             state = self.remember(state, latent, key, ctx)
             if ctx.past:
                 latent, key = (cache[:, : ctx.extent].to(q.dtype) for cache in (state.latent, state.key))
                 y = self.attend_cache(q, latent, key, seen_in_cache(ctx))
             else:
-                y = self.attend_heads(q, latent, key, None)
+                y = self.attend_heads(q, latent, key, causal=True)
         else:
             held = (cache[:, : ctx.past].to(q.dtype) for cache in (state.latent, state.key))
             both = (torch.cat(pair, dim=1) for pair in zip(held, (latent, key), strict=True))
@@ -196,14 +196,22 @@ class LatentAttention(Mixer):
         """In the form that costs less: few queries go to the latents, many have keys and values made for them."""
         sizes = q.shape[1], latent.shape[1]
         few = self.config.absorbed(*sizes) < self.config.expanded(*sizes)
-        return (self.attend_latents if few else self.attend_heads)(q, latent, key, mask)
+        return (self.attend_latents if few else self.attend_heads)(q, latent, key, mask=mask)
 
-    def attend_heads(self, q: Tensor, latent: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    def attend_heads(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        key: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        document: Tensor | None = None,
+    ) -> Tensor:
         """Keys and values of every head, made from the latents (b, s, r) and the one key (b, s, rope_dim)."""
         k = einsum(latent, self.k_up, "b s r, h n r -> b s h n")
         v = einsum(latent, self.v_up, "b s r, h v r -> b s h v")
         k = torch.cat([k, key[:, :, None].to(k.dtype).expand(-1, -1, self.config.heads, -1)], dim=-1)
-        return attention(q, k, v, mask=mask, causal=mask is None)
+        return attention(q, k, v, mask=mask, causal=causal, document=document)
 
     def attend_latents(self, q: Tensor, latent: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """The same in the space of the latents: they are key and value of all heads at once."""

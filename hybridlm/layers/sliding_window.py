@@ -16,7 +16,7 @@ from hybridlm.checks import whole
 from hybridlm.context import Context
 from hybridlm.layers.cost import Cost, StateBytes
 from hybridlm.layers.heads import Heads, HeadsConfig, heads_cost, last_document, write
-from hybridlm.ops.attention import attention, window_attention
+from hybridlm.ops.attention import cached_attention, window_attention
 from hybridlm.ops.attention.window import block_size
 from hybridlm.state import LayerState
 
@@ -65,12 +65,12 @@ class SlidingWindow(Heads):
         x, ctx = self.enter(x, state, ctx)
         q, k, v = self.project(x, ctx.positions)
         if state is None:
-            y = window_attention(q, k, v, size=self.config.window, document=ctx.document)
+            y = self.attend_call(q, k, v, ctx)
         elif x.shape[1] == 1 and ctx.document is None:
             state = self.remember(state, k, v, ctx)
             y = self.attend_ring(q, state, ctx)
         else:
-            y = self.attend_both(q, k, v, state, ctx)
+            y = self.attend_both(q, k, v, state, ctx) if ctx.past else self.attend_call(q, k, v, ctx)
             state = self.remember(state, k, v, ctx)
         return self.merge(y), state
 
@@ -84,10 +84,13 @@ class SlidingWindow(Heads):
         slots = positions % ring
         return state.advance(k=write(state, state.k, k, slots, keep), v=write(state, state.v, v, slots, keep))
 
+    def attend_call(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
+        """Nothing came before: each document attends to itself."""
+        return window_attention(q, k, v, size=self.config.window, document=ctx.document)
+
     def attend_ring(self, q: Tensor, state: RingState, ctx: Context) -> Tensor:
         """One query, whose key is in the ring by now and took the place of the one that left the window."""
-        mask = torch.arange(state.k.shape[1], device=q.device) <= ctx.positions[:, :, None]
-        return attention(q, state.k.to(q.dtype), state.v.to(q.dtype), mask=mask)
+        return cached_attention(q, state.k, state.v, ctx.positions, extent=ctx.extent)
 
     def attend_both(self, q: Tensor, k: Tensor, v: Tensor, state: RingState, ctx: Context) -> Tensor:
         """[ring in order, call]: document 0 sees both, the documents that begin here only themselves."""

@@ -28,9 +28,9 @@ def spy(monkeypatch) -> list[str]:
     for name in ("attend_heads", "attend_latents"):
         true = getattr(LatentAttention, name)
 
-        def watched(self, *inputs, name=name, true=true):
+        def watched(self, *inputs, name=name, true=true, **options):
             seen.append(name)
-            return true(self, *inputs)
+            return true(self, *inputs, **options)
 
         monkeypatch.setattr(LatentAttention, name, watched)
     return seen

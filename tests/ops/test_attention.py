@@ -4,7 +4,8 @@ import pytest
 import torch
 from einops import repeat
 
-from hybridlm.ops.attention import attention, window_attention
+from hybridlm.ops.attention import attention, cached_attention, window_attention
+from tests.ops.common import documents
 
 BACKENDS = ["reference", "vendor"]
 
@@ -62,6 +63,44 @@ def test_values_of_their_own_width_and_a_scale(backend):
     parts = [dense(q * 0.3 * 8**0.5, k, part, mask) for part in (v, v.flip(1), v)]
     assert y.shape[-1] == 19
     assert error(y, torch.cat(parts, dim=-1)[..., :19]) < 1e-14
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_documents(backend):
+    """Of lengths 1, 2, 3, ..., each alone."""
+    q, k, v = tensors()
+    document = documents(2, 9)
+    y = attention(q, k, v, causal=True, document=document, backend=backend)
+    for row in range(2):
+        for number in document[row].unique():
+            at = document[row] == number
+            alone = attention(*(x[row : row + 1, at] for x in (q, k, v)), causal=True)
+            assert error(y[row, at], alone[0]) < 1e-14
+
+
+def test_what_another_document_holds_has_no_gradient():
+    q, k, v = (x.requires_grad_() for x in tensors())
+    document = (torch.arange(9) >= 4).long().expand(2, 9)
+    attention(q, k, v, causal=True, document=document)[:, 4:].sum().backward()
+    for x in (q, k, v):
+        assert (x.grad[:, :4] == 0).all()
+        assert (x.grad[:, 4:] != 0).any()
+
+
+@pytest.mark.parametrize("hk", [1, 4])
+@pytest.mark.parametrize("t", [1, 3])
+def test_cache(t, hk):
+    """Rows at positions of their own, one of which is past the last slot, as in a ring; NaN past the extent."""
+    q, k, v = tensors(t=t, s=11, hk=hk)
+    positions = torch.tensor([[0], [4]]) + torch.arange(t)
+    mask = torch.arange(11) <= positions[..., None]
+    k[:, 7:], v[:, 7:] = torch.nan, torch.nan
+    y = cached_attention(q, k, v, positions, extent=7)
+    assert error(y, dense(q, k, v, mask)) < 1e-14
+    ring = cached_attention(q, k[:, :3].float(), v[:, :3].float(), positions, extent=7, scale=0.5)
+    assert ring.dtype == q.dtype
+    seen = dense(q * 0.5 * 8**0.5, k[:, :3].float(), v[:, :3].float(), mask[..., :3])
+    assert error(ring, seen) < 1e-14
 
 
 def windowed_mask(t, s, size, seen, document):

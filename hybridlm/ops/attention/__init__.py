@@ -1,10 +1,15 @@
-"""Softmax attention, over everything and over a window."""
+"""Softmax attention: over everything, over a window, and over a cache."""
 
-from jaxtyping import Bool, Float
+from functools import partial
+
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hybridlm.ops.attention import reference, vendor, window
-from hybridlm.ops.backend import resolve
+from hybridlm.ops.attention import cache, flash, reference, vendor, window
+from hybridlm.ops.attention.masks import causal_in_document, up_to
+from hybridlm.ops.backend import Offer, resolve
+
+__all__ = ["attention", "cached_attention", "causal_in_document", "up_to", "window_attention"]
 
 
 def attention(
@@ -14,16 +19,18 @@ def attention(
     *,
     mask: Bool[Tensor, "b t s"] | None = None,
     causal: bool = False,
+    document: Int[Tensor, "b t"] | None = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b t h pv"]:
     """softmax(scale q k^T) v. Vaswani et al. 2017, eq. 1; hk key heads serve h / hk queries each (Ainslie 2023).
 
     mask: True where a query sees a key; every query must see one. causal: query i sees keys 0..i (then t == s).
-    One of the two, or neither. scale: 1 / sqrt(p) by default. Softmax in at least float32.
+    One of the two, or neither. document: with causal, non-decreasing along t; a query sees keys of its own document
+    only. scale: 1 / sqrt(p) by default. Softmax in at least float32.
     """
     offers = {"vendor": vendor.attention, "reference": reference.attention}
-    return resolve("attention", backend, offers)(q, k, v, mask, causal, scale)
+    return resolve("attention", backend, offers)(q, k, v, mask, causal, document, scale)
 
 
 def window_attention(
@@ -42,9 +49,29 @@ def window_attention(
     seen (b, s): keys that exist. document (b, s): a query sees keys of its own document only.
     Work is t * (size + block), never t^2 where the window is short.
     """
-    size = min(size, k.shape[1])
-    if size == q.shape[1] and seen is None and document is None:
-        return attention(q, k, v, causal=True, backend=backend)
-    return window.window_attention(
-        q, k, v, size, seen, document, lambda *qkvm: attention(*qkvm[:3], mask=qkvm[3], backend=backend)
-    )
+    size, attend = min(size, k.shape[1]), partial(attention, backend=backend)
+    if size == q.shape[1] and seen is None:
+        return attend(q, k, v, causal=True, document=document)
+    return window.window_attention(attend, q, k, v, size, seen, document)
+
+
+def cached_attention(
+    q: Float[Tensor, "b t h p"],
+    k: Float[Tensor, "b s hk p"],
+    v: Float[Tensor, "b s hk pv"],
+    positions: Int[Tensor, "b t"],
+    *,
+    extent: int,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Float[Tensor, "b t h pv"]:
+    """Attention of t queries to a cache of s slots: a query at position i sees slots 0..i, or all where i >= s.
+
+    k, v: any dtype; read in that of q, and never changed. Slots that no query of a row sees hold what they hold.
+    extent: host integer, no position is as large; slots past it are not read. scale: 1 / sqrt(p) by default.
+    """
+    offers = {
+        "vendor": Offer(flash.cached_attention, flash.cached_lacks(q, k, v)),
+        "reference": partial(cache.cached_attention, partial(attention, backend=backend)),
+    }
+    return resolve("cached_attention", backend, offers)(q, k, v, positions, extent, scale)

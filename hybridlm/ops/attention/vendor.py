@@ -3,8 +3,20 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridlm.ops.attention.masks import causal_in_document
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    document: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    if document is not None:
+        mask, causal = causal_in_document(document), False
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),

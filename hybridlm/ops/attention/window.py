@@ -16,7 +16,7 @@ def block_size(tokens: int, size: int) -> int:
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, size: int, seen: Tensor | None, document: Tensor | None, attend: Callable
+    attend: Callable, q: Tensor, k: Tensor, v: Tensor, size: int, seen: Tensor | None, document: Tensor | None
 ) -> Tensor:
     b, t, s = q.shape[0], q.shape[1], k.shape[1]
     c = block_size(t, size)
@@ -33,7 +33,7 @@ def window_attention(
     mask = mask | (j == i)  # a query that is padding sees itself, so that its softmax is finite
     q = rearrange(F.pad(q, (0, 0, 0, 0, 0, back)), "b (n c) h p -> (b n) c h p", c=c)
     k, v = (rearrange(_blocks(x, size, c), "b n s h p -> (b n) s h p") for x in (k, v))
-    y = attend(q, k, v, rearrange(mask, "b n c s -> (b n) c s"))
+    y = attend(q, k, v, mask=rearrange(mask, "b n c s -> (b n) c s"))
     return rearrange(y, "(b n) c h p -> b (n c) h p", b=b)[:, :t]
 
 

@@ -7,8 +7,11 @@ from contextlib import ExitStack
 
 import hypothesis
 import pytest
+import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not torch.cuda.is_available():  # Triton then interprets kernels, if told so before it reads them
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 CHECKED = ["hybridlm.ops", "hybridlm.layers"]  # the rooms whose doors carry jaxtyping annotations
 _hook = ExitStack()
@@ -25,8 +28,6 @@ def pytest_configure(config: pytest.Config) -> None:
         from jaxtyping import install_import_hook
 
         _hook.enter_context(install_import_hook(CHECKED, "shape_checks.typechecked"))
-    import torch
-
     torch.set_num_threads(1)
 
 
@@ -37,14 +38,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """Every test starts from the same stream, whatever ran before it."""
-    import torch
-
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def rng():
     """A generator of the test's own (torch.Generator, CPU, seed 0)."""
-    import torch
-
     return torch.Generator().manual_seed(0)

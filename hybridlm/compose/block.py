@@ -14,6 +14,7 @@ from hybridlm.compose.spec import ModelSpec
 from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import norm_class
 from hybridlm.state import Layer
@@ -71,7 +72,7 @@ class Block(nn.Module):
         self.mlp_norm = norm(width) if layer.mlp else None
         self.mlp = layer.mlp.build() if layer.mlp else None
         self.mlp_post_norm = norm(width) if layer.mlp and sandwich else None
-        self.proj = nn.Linear(width, width, bias=False) if aside and layer.label is None else None
+        self.proj = Linear(width, width, bias=False) if aside and layer.label is None else None
         self.dropout = nn.Dropout(spec.dropout)
 
     @property

@@ -21,8 +21,10 @@ from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import SpecError, StateError
 from hybridlm.layers import init
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.norm import norm_class
 from hybridlm.layers.router import RouterRecord
+from hybridlm.ops.linear import linear
 from hybridlm.state import ModelState, leaves
 
 
@@ -62,16 +64,16 @@ class HybridLM(nn.Module):
         self.final_norm = norm_class(spec.norm)(spec.d_model, spec.norm_eps)
         self.lm_head = self.head = None
         if spec.head != "lm":
-            self.head = nn.Linear(spec.d_model, spec.outputs)
+            self.head = Linear(spec.d_model, spec.outputs)
         elif not spec.tie_embeddings:
-            self.lm_head = nn.Linear(spec.d_model, spec.outputs, bias=False)
+            self.lm_head = Linear(spec.d_model, spec.outputs, bias=False)
         self.readout = readout_of(spec)
 
     def _input_layer(self) -> nn.Embedding | nn.Linear:
         spec = self.spec
         if spec.reads_tokens:
             return nn.Embedding(spec.vocab_size, spec.d_model)
-        return nn.Linear(spec.input.channels, spec.d_model)
+        return Linear(spec.input.channels, spec.d_model)
 
     def _block(self, layer: LayerPlan) -> Block | SharedBlock:
         if layer.label is None:
@@ -147,7 +149,7 @@ class HybridLM(nn.Module):
         """x (..., d), after the final norm -> (..., vocab), or (..., classes), (..., outputs) of another head."""
         if self.head is not None:
             return self.head(x)
-        return nn.functional.linear(x, self.embed.weight) if self.lm_head is None else self.lm_head(x)
+        return linear(x, self.embed.weight) if self.lm_head is None else self.lm_head(x)
 
     def _numbers(self, inputs: Tensor) -> Tensor:
         """ids as int64, signals in the dtype of the weights."""

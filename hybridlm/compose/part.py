@@ -13,6 +13,7 @@ from torch import nn
 
 from hybridlm.errors import SpecError
 from hybridlm.layers.cost import Cost, Flops
+from hybridlm.layers.linear import Linear
 from hybridlm.registry import Registry
 
 
@@ -93,7 +94,7 @@ def _narrow(mixer: nn.Module, writes: int, reads: int) -> None:
         raise SpecError(f"{name} names no residual_projections, so what it writes cannot be made narrower")
     for end in mixer.residual_projections:
         wide = getattr(mixer, end)
-        if type(wide) is not nn.Linear or wide.out_features * writes % reads:
+        if type(wide) not in (Linear, nn.Linear) or wide.out_features * writes % reads:
             raise SpecError(f"{name}.{end} is no linear layer of {reads} rows, so it cannot be made narrower")
-        layer = nn.Linear(wide.in_features, wide.out_features * writes // reads, bias=wide.bias is not None)
+        layer = Linear(wide.in_features, wide.out_features * writes // reads, bias=wide.bias is not None)
         setattr(mixer, end, layer.to(wide.weight))

@@ -14,6 +14,7 @@ from hybridlm.compose.plan import LayerPlan
 from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer
 from hybridlm.state import Layer
 
@@ -29,7 +30,7 @@ class SharedBlock(nn.Module):
     def __init__(self, block: Block, layer: LayerPlan, width: int):
         super().__init__()
         aside = layer.options.output == "next_mixer"
-        self.proj = nn.Linear(width, width, bias=False) if aside else None
+        self.proj = Linear(width, width, bias=False) if aside else None
         self.low_rank = nn.Module() if layer.options.low_rank else None
         place = overlaid(block, _under(block, layer))
         place = overlaid(place, dict(self._corrections(block, layer)))
@@ -101,8 +102,8 @@ class Corrected(nn.Module):
         super().__init__()
         linear = getattr(owner, name)
         self.linear = (owner, name)  # looked up in each call, so that one that is put in its place is found
-        self.A = nn.Linear(linear.in_features, rank, bias=False)
-        self.B = nn.Linear(rank, linear.out_features, bias=False)
+        self.A = Linear(linear.in_features, rank, bias=False)
+        self.B = Linear(rank, linear.out_features, bias=False)
 
     def reset_parameters(self, streams: Streams) -> None:
         """A as every linear layer, B at 0."""

@@ -23,6 +23,7 @@ from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
@@ -104,15 +105,15 @@ class GatedDeltaNet(Mixer):
     def __init__(self, config: GatedDeltaNetConfig, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
         c, values = self.config, self.config.widths[2]
-        self.in_proj_qkv = nn.Linear(d_model, sum(c.widths), bias=False)
+        self.in_proj_qkv = Linear(d_model, sum(c.widths), bias=False)
         self.conv1d = ShortConv(sum(c.widths), c.d_conv, bias=False)
-        self.in_proj_a = nn.Linear(d_model, c.heads, bias=False)
+        self.in_proj_a = Linear(d_model, c.heads, bias=False)
         self.dt_bias = nn.Parameter(torch.empty(c.heads))
         self.A_log = nn.Parameter(torch.empty(c.heads))
-        self.in_proj_b = nn.Linear(d_model, c.heads, bias=False)
+        self.in_proj_b = Linear(d_model, c.heads, bias=False)
         self.norm = RMSNorm(c.head_dim, eps)
-        self.in_proj_z = nn.Linear(d_model, values, bias=False) if c.gate else None
-        self.out_proj = nn.Linear(values, d_model, bias=False)
+        self.in_proj_z = Linear(d_model, values, bias=False) if c.gate else None
+        self.out_proj = Linear(values, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

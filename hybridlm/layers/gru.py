@@ -20,6 +20,7 @@ from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.ops.rnn import gru
 from hybridlm.state import LayerState
@@ -60,7 +61,7 @@ class GRU(Mixer):
         self.weight_hh = nn.Parameter(torch.empty(3 * hidden, hidden))
         self.bias_ih = nn.Parameter(torch.empty(3 * hidden))
         self.bias_hh = nn.Parameter(torch.empty(3 * hidden))
-        self.out_proj = nn.Linear(hidden, d_model, bias=False)
+        self.out_proj = Linear(hidden, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

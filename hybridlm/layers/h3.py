@@ -23,6 +23,7 @@ from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.diagonal import GROUPS, INITS, DiagonalSSM, diagonal_cost
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.ops.diagonal_ssm import RULES
 from hybridlm.ops.shift_ssm import shift_flops, shift_ssm
@@ -91,12 +92,12 @@ class H3(Mixer):
     def __init__(self, config: H3Config, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
         c = self.config
-        self.q_proj = nn.Linear(d_model, d_model)
-        self.k_proj = nn.Linear(d_model, d_model)
-        self.v_proj = nn.Linear(d_model, d_model)
+        self.q_proj = Linear(d_model, d_model)
+        self.k_proj = Linear(d_model, d_model)
+        self.v_proj = Linear(d_model, d_model)
         self.shift = ShiftSSM(d_model, c.d_state)
         self.ssm = DiagonalSSM(d_model // c.head_dim, c.d_state)
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

@@ -14,6 +14,7 @@ from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.ops.attention import causal_in_document, up_to
@@ -85,12 +86,12 @@ class Heads(Mixer):
     def __init__(self, config: HeadsConfig, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
         c = self.config
-        self.q_proj = nn.Linear(d_model, c.heads * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(d_model, c.kv_heads * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(d_model, c.kv_heads * c.head_dim, bias=False)
+        self.q_proj = Linear(d_model, c.heads * c.head_dim, bias=False)
+        self.k_proj = Linear(d_model, c.kv_heads * c.head_dim, bias=False)
+        self.v_proj = Linear(d_model, c.kv_heads * c.head_dim, bias=False)
         self.q_norm = RMSNorm(c.head_dim, eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, eps) if c.qk_norm else nn.Identity()
-        self.o_proj = nn.Linear(c.heads * c.head_dim, d_model, bias=False)
+        self.o_proj = Linear(c.heads * c.head_dim, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

@@ -24,6 +24,7 @@ from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.ops.linear_attention import linear_attention, linear_attention_flops
@@ -104,13 +105,13 @@ class LinearAttention(Mixer):
         super().__init__(config, d_model)
         c = self.config
         keys, values = c.heads * c.d_key, c.heads * c.head_dim
-        self.q_proj = nn.Linear(d_model, keys, bias=False)
-        self.k_proj = nn.Linear(d_model, keys, bias=False)
-        self.v_proj = nn.Linear(d_model, values, bias=False)
+        self.q_proj = Linear(d_model, keys, bias=False)
+        self.k_proj = Linear(d_model, keys, bias=False)
+        self.v_proj = Linear(d_model, values, bias=False)
         self.decay_proj = _decay_projection(c, d_model)
         self.norm = None if c.normalizer else RMSNorm(c.head_dim, max(eps, STEADY))
-        self.g_proj = nn.Linear(d_model, values, bias=False) if c.gate else None
-        self.o_proj = nn.Linear(values, d_model, bias=False)
+        self.g_proj = Linear(d_model, values, bias=False) if c.gate else None
+        self.o_proj = Linear(values, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:
@@ -197,7 +198,7 @@ class LinearAttention(Mixer):
 def _decay_projection(config: LinearAttentionConfig, d_model: int) -> nn.Module | None:
     """From x to the logits of a: one a head, or by way of a few numbers, one a key channel."""
     if config.decay == "head":
-        return nn.Linear(d_model, config.heads)
+        return Linear(d_model, config.heads)
     if config.decay == "channel":
-        return nn.Sequential(nn.Linear(d_model, RANK, bias=False), nn.Linear(RANK, config.heads * config.d_key))
+        return nn.Sequential(Linear(d_model, RANK, bias=False), Linear(RANK, config.heads * config.d_key))
     return None

@@ -21,6 +21,7 @@ from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.ops.rnn import lstm
 from hybridlm.state import LayerState
@@ -62,7 +63,7 @@ class LSTM(Mixer):
         self.weight_hh = nn.Parameter(torch.empty(4 * hidden, hidden))
         self.bias_ih = nn.Parameter(torch.empty(4 * hidden))
         self.bias_hh = nn.Parameter(torch.empty(4 * hidden))
-        self.out_proj = nn.Linear(hidden, d_model, bias=False)
+        self.out_proj = Linear(hidden, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

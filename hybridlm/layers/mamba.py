@@ -24,6 +24,7 @@ from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
@@ -110,9 +111,9 @@ class Mamba(Mixer):
     def __init__(self, config: MambaConfig, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
         c, d_inner = self.config, self.config.inner(d_model)
-        self.in_proj = nn.Linear(d_model, (1 + c.gate) * d_inner, bias=False)
+        self.in_proj = Linear(d_model, (1 + c.gate) * d_inner, bias=False)
         self.conv1d = ShortConv(d_inner, c.d_conv)
-        self.x_proj = nn.Linear(d_inner, sum(c.columns().values()), bias=False) if c.select else None
+        self.x_proj = Linear(d_inner, sum(c.columns().values()), bias=False) if c.select else None
         norm = (lambda width: RMSNorm(width, eps)) if c.bcdt_norm else nn.Identity
         self.dt_layernorm = norm(c.dt_rank) if "dt" in c.select else None
         self.b_layernorm = norm(c.d_state) if "B" in c.select else None
@@ -122,7 +123,7 @@ class Mamba(Mixer):
         self.C = None if "C" in c.select else nn.Parameter(torch.empty(c.d_state))
         self.A_log = nn.Parameter(torch.empty(d_inner, c.d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.out_proj = Linear(d_inner, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

@@ -23,6 +23,7 @@ from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
 from hybridlm.layers.softplus import softplus
@@ -106,13 +107,13 @@ class Mamba2(Mixer):
         super().__init__(config, d_model)
         c, heads, d_inner = self.config, self.config.heads(d_model), self.config.inner(d_model)
         self.widths = [d_inner, d_inner + 2 * c.n_groups * c.d_state, heads]  # of z, of [x, B, C], of dt
-        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.in_proj = Linear(d_model, sum(self.widths), bias=False)
         self.conv1d = ShortConv(self.widths[1], c.d_conv)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))
         self.norm = GatedRMSNorm(d_inner, eps) if c.gated_norm else None
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.out_proj = Linear(d_inner, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

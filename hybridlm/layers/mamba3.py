@@ -27,6 +27,7 @@ from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.softplus import softplus
@@ -117,13 +118,13 @@ class Mamba3(Mixer):
     def __init__(self, config: Mamba3Config, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
         c, heads = self.config, self.config.heads(d_model)
-        self.in_proj = nn.Linear(d_model, sum(c.widths(d_model)), bias=False)
+        self.in_proj = Linear(d_model, sum(c.widths(d_model)), bias=False)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.B_norm, self.C_norm = RMSNorm(c.d_state, eps), RMSNorm(c.d_state, eps)
         self.B_bias = nn.Parameter(torch.empty(heads, c.d_state))
         self.C_bias = nn.Parameter(torch.empty(heads, c.d_state))
         self.D = nn.Parameter(torch.empty(heads))
-        self.out_proj = nn.Linear(heads * c.head_dim, d_model, bias=False)
+        self.out_proj = Linear(heads * c.head_dim, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

@@ -22,6 +22,7 @@ from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.heads import last_document, seen_in_both, seen_in_cache, write
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.ops.attention import attention
@@ -119,14 +120,14 @@ class LatentAttention(Mixer):
         super().__init__(config, d_model)
         c = self.config
         if c.q_rank:
-            self.q_down = nn.Linear(d_model, c.q_rank, bias=False)
+            self.q_down = Linear(d_model, c.q_rank, bias=False)
             self.q_norm = RMSNorm(c.q_rank, eps)
-        self.q_proj = nn.Linear(c.q_rank or d_model, c.heads * c.qk_dim, bias=False)
-        self.kv_down = nn.Linear(d_model, c.kv_rank + c.rope_dim, bias=False)
+        self.q_proj = Linear(c.q_rank or d_model, c.heads * c.qk_dim, bias=False)
+        self.kv_down = Linear(d_model, c.kv_rank + c.rope_dim, bias=False)
         self.kv_norm = RMSNorm(c.kv_rank, eps)
         self.k_up = nn.Parameter(torch.empty(c.heads, c.nope_dim, c.kv_rank))
         self.v_up = nn.Parameter(torch.empty(c.heads, c.v_dim, c.kv_rank))
-        self.o_proj = nn.Linear(c.heads * c.v_dim, d_model, bias=False)
+        self.o_proj = Linear(c.heads * c.v_dim, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

@@ -16,6 +16,7 @@ from hybridlm.checks import whole
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ class MLP(nn.Module):
         super().__init__()
         self.config = config.resolve(d_model)
         if self.gated:
-            self.gate_proj = nn.Linear(d_model, self.config.width, bias=False)
-        self.up_proj = nn.Linear(d_model, self.config.width, bias=False)
-        self.down_proj = nn.Linear(self.config.width, d_model, bias=False)
+            self.gate_proj = Linear(d_model, self.config.width, bias=False)
+        self.up_proj = Linear(d_model, self.config.width, bias=False)
+        self.down_proj = Linear(self.config.width, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

@@ -22,6 +22,7 @@ from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mlp import GEGLU, GELU, MLP, ReLU2, SwiGLU
 from hybridlm.layers.router import Router
 from hybridlm.ops.experts import by_expert, grouped_linear
@@ -133,7 +134,7 @@ class MoE(nn.Module):
         self.experts = Experts(c, d_model)
         kind = KINDS[c.expert]
         self.shared = kind(kind.Config(width=c.shared_width), d_model) if c.shared_width else None
-        self.shared_gate = nn.Linear(d_model, 1, bias=False) if c.shared_gate else None
+        self.shared_gate = Linear(d_model, 1, bias=False) if c.shared_gate else None
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

@@ -26,6 +26,7 @@ from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.wide_linear import WideLinear
 from hybridlm.ops.causal_conv import causal_conv1d
@@ -100,17 +101,17 @@ class RWKV7(Mixer):
         c, heads = self.config, d_model // self.config.head_dim
         for name in SHIFTS:
             self.register_parameter(name, nn.Parameter(torch.empty(d_model)))
-        self.r_proj = nn.Linear(d_model, d_model, bias=False)
-        self.k_proj = nn.Linear(d_model, d_model, bias=False)
-        self.v_proj = nn.Linear(d_model, d_model, bias=False)
+        self.r_proj = Linear(d_model, d_model, bias=False)
+        self.k_proj = Linear(d_model, d_model, bias=False)
+        self.v_proj = Linear(d_model, d_model, bias=False)
         self.decay = LowRank(d_model, nn.Tanh(), WideLinear(c.w_rank, d_model))
         self.rate = LowRank(d_model, nn.Identity(), WideLinear(c.a_rank, d_model))
-        self.gate = LowRank(d_model, nn.Sigmoid(), nn.Linear(c.g_rank, d_model, bias=False))
+        self.gate = LowRank(d_model, nn.Sigmoid(), Linear(c.g_rank, d_model, bias=False))
         self.k_k = nn.Parameter(torch.empty(d_model))  # xi, alpha and rho of eq. 6, 7 and 20
         self.k_a = nn.Parameter(torch.empty(d_model))
         self.r_k = nn.Parameter(torch.empty(heads, c.head_dim))
         self.norm = HeadNorm(d_model, 64 * eps, heads)  # as in the paper's code, whatever the width of a head
-        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+        self.out_proj = Linear(d_model, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:
@@ -199,7 +200,7 @@ class LowRank(nn.Module):
 
     def __init__(self, width: int, f: nn.Module, up: nn.Linear):
         super().__init__()
-        self.down = nn.Linear(width, up.in_features, bias=False)
+        self.down = Linear(width, up.in_features, bias=False)
         self.f, self.up = f, up
 
     def reset_parameters(self, streams: Streams) -> None:

@@ -23,6 +23,7 @@ from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.ops.hippo import dplr
 from hybridlm.ops.ssm_kernel import s4_flops, s4_scan
@@ -88,7 +89,7 @@ class S4(Mixer):
         self.C = nn.Parameter(torch.empty(d_model, couples, 2))
         self.D = nn.Parameter(torch.empty(d_model))
         self.log_dt = nn.Parameter(torch.empty(d_model))
-        self.output_linear = nn.Linear(d_model, 2 * d_model)
+        self.output_linear = Linear(d_model, 2 * d_model)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridlm.checks import choice, interval, paired, real
 from hybridlm.context import Context
@@ -22,6 +22,7 @@ from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, linear
 from hybridlm.layers.diagonal import GROUPS, INITS, DiagonalSSM, diagonal_cost
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.ops.diagonal_ssm import RULES
 from hybridlm.state import LayerState
@@ -82,7 +83,7 @@ class S4D(Mixer):
     def __init__(self, config: S4DConfig, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
         self.ssm = DiagonalSSM(d_model, self.config.d_state)
-        self.output_linear = nn.Linear(d_model, 2 * d_model)
+        self.output_linear = Linear(d_model, 2 * d_model)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

@@ -23,6 +23,7 @@ from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.ops.hippo import diagonal
 from hybridlm.ops.s5_scan import s5_flops, s5_scan
@@ -97,8 +98,8 @@ class S5(Mixer):
         self.C = nn.Parameter(torch.empty(d_model, couples, 2))
         self.D = nn.Parameter(torch.empty(d_model))
         self.log_dt = nn.Parameter(torch.empty(couples))
-        self.gate_proj = nn.Linear(d_model, d_model)
-        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+        self.gate_proj = Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

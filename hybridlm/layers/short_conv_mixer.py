@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridlm.checks import flag, whole
 from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, linear
 from hybridlm.layers.init import Streams
+from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
 from hybridlm.state import LayerState
@@ -71,9 +72,9 @@ class ShortConvMixer(Mixer):
     def __init__(self, config: ShortConvMixerConfig, d_model: int, *, eps: float = 1e-5):
         super().__init__(config, d_model)
         c = self.config
-        self.in_proj = nn.Linear(d_model, c.streams * d_model, bias=c.bias)
+        self.in_proj = Linear(d_model, c.streams * d_model, bias=c.bias)
         self.conv = ShortConv(d_model, c.d_conv, bias=c.bias, activation=None if c.gate else "silu")
-        self.out_proj = nn.Linear(d_model, d_model, bias=c.bias)
+        self.out_proj = Linear(d_model, d_model, bias=c.bias)
         self.reset_parameters()
 
     def reset_parameters(self, streams: Streams | None = None) -> None:

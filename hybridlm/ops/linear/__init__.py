@@ -1,0 +1,43 @@
+"""A linear layer's product, which in decoding is a matter of reading the weight once, as fast as memory gives it."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked, triton_lacks
+from hybridlm.ops.linear import reference
+
+ROWS = 16  # the most rows for which our kernel is ahead of the library's
+HALVES_AND_FLOAT = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def linear(
+    x: Float[Tensor, "*b i"],
+    weight: Float[Tensor, "o i"],
+    bias: Float[Tensor, "o"] | None = None,
+    *,
+    backend: str = "auto",
+) -> Float[Tensor, "*b o"]:
+    """y = W x + bias, row by row: torch.nn.functional.linear.
+
+    Few rows without gradients are what decoding gives it: then W is read once by a kernel that multiplies as it reads,
+    sums in float32, and is deterministic.
+    """
+    k = kernels("hybridlm.ops.linear.triton")
+    offers = {"triton": Offer(k and k.linear, _lacks(x, weight, bias), triton_asked(x)), "reference": reference.linear}
+    return resolve("linear", backend, offers)(x, weight, bias)
+
+
+def _lacks(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Why our kernel cannot take the call."""
+    if (why := triton_lacks(x)) is not None:
+        return why
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, weight, bias)):
+        return "the kernel for few rows has no gradients"
+    if torch.is_autocast_enabled(x.device.type):
+        return "the kernel for few rows knows no autocast"
+    if not 0 < x.shape[:-1].numel() <= ROWS:
+        return f"the kernel is for 1 to {ROWS} rows"
+    if x.dtype not in HALVES_AND_FLOAT or weight.dtype != x.dtype or weight.stride(1) != 1:
+        return "the kernel needs x and weight in one dtype, bf16, fp16 or fp32, and the weight's rows in one piece"
+    return None

@@ -1,0 +1,103 @@
+"""A linear layer for few rows: each program takes some rows of the weight, whole, and every row of x.
+
+The weight's bytes are all that counts, so a program asks for all of its own at once, before the first product. Up to
+VECTOR rows of x are multiplied and summed on the ordinary units; more of them go to the matrix units, 16 at a time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+VECTOR = 4  # rows
+WIDEST = 4096  # of the inner width, what a program holds at a time
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    return linear_rows(rows, weight, bias).reshape(*x.shape[:-1], -1)
+
+
+@torch.library.custom_op("hybridlm::linear_rows", mutates_args=())
+def linear_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (m, i), weight (o, i) -> (m, o)."""
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    with torch.cuda.device_of(x):
+        (launch_vector if x.shape[0] <= VECTOR else launch_matrix)(x, weight, bias, y)
+    return y
+
+
+@linear_rows.register_fake
+def _(x, weight, bias):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+# ----------------------------------------------------------------------------------------------------- a row, or a few
+def launch_vector(
+    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, block: int | None = None, warps: int | None = None
+) -> None:
+    (m, i), o = x.shape, weight.shape[0]
+    inner = min(triton.next_power_of_2(i), WIDEST)
+    block = block or (4 if inner <= 1024 else 2)
+    _vector[(triton.cdiv(o, block),)](
+        x, weight, bias, y, i, o, *x.stride(), weight.stride(0),
+        ROWS=m, PADDED=triton.next_power_of_2(m), BLOCK=block, INNER=inner, num_warps=warps or 4, num_stages=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _vector(
+    x, weight, bias, y, i, o, x_row, x_column, weight_row,
+    ROWS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.arange(0, PADDED)[:, None].to(tl.int64)
+    total = tl.zeros([PADDED, BLOCK], tl.float32)
+    for start in range(0, i, INNER):
+        place = start + tl.arange(0, INNER)[None, :]
+        inside = place < i
+        w = tl.load(weight + at[:, None] * weight_row + place, mask=(at[:, None] < o) & inside, other=0.0)
+        w = w.to(tl.float32)
+        for r in tl.static_range(ROWS):
+            u = tl.load(x + r * x_row + place * x_column, mask=inside, other=0.0).to(tl.float32)
+            total = tl.where(row == r, total + tl.sum(w * u, axis=1)[None, :], total)
+    if bias is not None:
+        total += tl.load(bias + at, mask=at < o, other=0.0).to(tl.float32)[None, :]
+    tl.store(y + row * o + at[None, :], total.to(y.dtype.element_ty), mask=(row < ROWS) & (at[None, :] < o))
+
+
+# ---------------------------------------------------------------------------------------------------------- more rows
+def launch_matrix(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    block: int = 16,
+    inner: int = 256,
+    warps: int = 2,
+    stages: int = 3,
+) -> None:
+    (m, i), o = x.shape, weight.shape[0]
+    _matrix[(triton.cdiv(o, block),)](
+        x, weight, bias, y, m, i, o, *x.stride(), weight.stride(0),
+        ROWS=max(16, triton.next_power_of_2(m)), BLOCK=block, INNER=inner, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+
+
+@triton.jit
+def _matrix(
+    x, weight, bias, y, m, i, o, x_row, x_column, weight_row,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    row = tl.arange(0, ROWS)[:, None].to(tl.int64)
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
+    for start in range(0, i, INNER):
+        place = start + tl.arange(0, INNER)
+        left, down = place[None, :], place[:, None]
+        u = tl.load(x + row * x_row + left * x_column, mask=(row < m) & (left < i), other=0.0)
+        w = tl.load(weight + at * weight_row + down, mask=(at < o) & (down < i), other=0.0)
+        total = tl.dot(u, w, total, input_precision="ieee")
+    if bias is not None:
+        total += tl.load(bias + at, mask=at < o, other=0.0).to(tl.float32)
+    tl.store(y + row * o + at, total.to(y.dtype.element_ty), mask=(row < m) & (at < o))

@@ -16,7 +16,6 @@ import hybridlm
 from hybridlm import cli, resources
 from hybridlm.cli import COMMANDS, LATER, main
 from hybridlm.cli.describe import readable_bytes, readable_count, where
-from hybridlm.cli.doctor import examine
 from hybridlm.cli.mixers import catalogue
 from hybridlm.cli.models import model_path
 from hybridlm.cli.parser import call
@@ -405,24 +404,3 @@ def test_schema_describes_every_field(run):
     ]
     assert undescribed == []
     assert fields["mixer.mamba2.d_conv"]["default"] == 4
-
-
-# -------------------------------------------------------------------------------------------------------------- doctor
-def test_doctor_says_what_is_missing(run):
-    code, out, _ = run("doctor")
-    assert code == 0
-    for text in ("torch", "mamba-ssm", "hybridlm[mamba]", "cpu"):
-        assert text in out
-    assert all(row["install"].startswith("pip install") for row in examine()["optional"])
-
-
-def test_doctor_asks_every_layer(run):
-    layers = json.loads(run("doctor", "(M3A)2S<m|W>-", "--json")[1])["layers"]
-    assert [layer["block"] for layer in layers] == ["M", "A", "S", "<m|W>", "-"]
-    ops = {layer["block"]: {op["op"] for op in layer["training"]} for layer in layers}
-    assert "ssd" in ops["M"]
-    assert "attention" in ops["A"]
-    assert "long_conv" in ops["S"]
-    assert {"selective_scan", "attention"} <= ops["<m|W>"]
-    assert all(op["backend"] in ("reference", "vendor", "triton") for layer in layers for op in layer["decoding"])
-    assert run("doctor", "(M3A)2S<m|W>-")[0] == 0

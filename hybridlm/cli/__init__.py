@@ -63,7 +63,7 @@ COMMANDS = {
         "hybridlm.cli.schema:print_schema", "JSON Schema of a model file", "hybridlm schema > model.schema.json"
     ),
     "doctor": Command(
-        "hybridlm.cli.doctor:doctor", "what this machine has, and what would be faster", "hybridlm doctor tiny"
+        "hybridlm.cli.doctor:doctor", "what runs here, why, and what would be faster", "hybridlm doctor tiny"
     ),
     "tokenize": Command(
         "hybridlm.train.tokenize:tokenize",

@@ -1,162 +1,108 @@
-"""`hybridlm doctor`: what this machine has, what is missing and what it would give, and what each layer runs on."""
+"""`hybridlm doctor`: what this machine has, what each layer runs on and why, what would be faster, what is right."""
 
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from hybridlm.cli.known_bad import Machine, known_bad
+from hybridlm.cli.self_test import self_test
+from hybridlm.cli.what_runs import faster, layers, ops_of
+from hybridlm.errors import SpecError
 
 if TYPE_CHECKING:
-    from hybridlm.compose.plan import LayerPlan
-    from hybridlm.compose.spec import ModelSpec
+    from hybridlm.ops.packages import Package
 
 CORE = ("torch", "lightning", "tokenizers", "safetensors", "numpy")
-OPTIONAL = {  # package: (what it gives, how to install it)
-    "triton": ("nothing yet: no kernel of ours is called in this version", "pip install 'hybridlm[gpu]'"),
-    "mamba-ssm": ("nothing yet: not called in this version", "pip install --no-build-isolation 'hybridlm[mamba]'"),
-    "causal-conv1d": ("nothing yet: not called in this version", "pip install --no-build-isolation 'hybridlm[mamba]'"),
-    "flash-attn": (
-        "nothing yet: PyTorch's own fused attention is used",
-        "pip install --no-build-isolation 'hybridlm[flash]'",
-    ),
-    "transformers": ("an independent oracle for the tests", "pip install 'hybridlm[hf]'"),
-}
+NOTHING_TO_GAIN = "nothing to gain: its kernels need a CUDA GPU"
 
 
-def doctor(model: str | None = None, /, json: bool = False) -> None:
-    """Versions, devices and optional packages, found or missing; with a model, what runs each of its layers and why.
+def doctor(
+    model: str | None = None,
+    /,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    skip_self_test: bool = False,
+    json: bool = False,
+) -> int:
+    """Versions, devices, optional packages and known trouble; with a model, what runs each of its layers, why, and what
+    would be faster; then every op (of the model) on this device against its float64 reference.
 
-    Nothing is needed beyond the core: what is missing makes some layers slower, never wrong.
+    Nothing is needed beyond the core: what is missing makes some layers slower, never wrong. Exit code 1: an op failed.
 
     Args:
         model: a YAML file, the name of a shipped one such as tiny, a run folder, or a pattern such as "(M3A)2".
-        json: print JSON: {python, platform, hybridlm, packages, optional, devices, layers}.
+        device: such as cpu or cuda:1; the last of the devices listed if not given.
+        dtype: of the compute; bfloat16 on a GPU and float32 on a CPU if not given.
+        skip_self_test: only look, run no op; the self-test takes up to a second an op.
+        json: print JSON: {python, platform, hybridlm, packages, optional, devices, known_bad, layers, faster,
+            self_test}.
     """
-    about = examine() | {"layers": _layers(model) if model else None}
+    from hybridlm.compose.memory import require_device
+
+    about = examine()
+    device = str(require_device(device or about["devices"][-1]["name"], SpecError))
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    found = layers(model, device, dtype) if model else None
+    about |= {"layers": found, "faster": faster(found) if found else None}
+    about["self_test"] = None if skip_self_test else self_test(device, dtype, ops_of(found) if found else None)
     if json:
         import json as writer
 
         print(writer.dumps(about, indent=2, ensure_ascii=False))
     else:
-        _print(about)
+        from hybridlm.cli.doctor_page import show
+
+        show(about, device, dtype)
+    return int(any(not row["passed"] for row in about["self_test"] or ()))
 
 
 def examine() -> dict[str, Any]:
-    """What is installed and what torch can compute on."""
+    """What is installed, what torch can compute on, and what is known to go wrong with that."""
     from hybridlm import __version__
-    from hybridlm.ops.backend import devices
+    from hybridlm.ops.backend import capability, devices
+    from hybridlm.ops.packages import PACKAGES, found_version
 
+    optional = [_package(package, capability() is not None) for package in PACKAGES]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "hybridlm": __version__,
-        "packages": {name: _version(name) for name in CORE},
-        "optional": [
-            {"package": name, "version": _version(name), "gives": gives, "install": install}
-            for name, (gives, install) in OPTIONAL.items()
-        ],
+        "packages": {name: found_version(name) for name in CORE},
+        "optional": optional,
         "devices": [{"name": name, "about": about} for name, about in devices()],
+        "known_bad": known_bad(_machine({row["package"]: row["trouble"] for row in optional})),
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _package(package: Package, gpu: bool) -> dict[str, Any]:
+    """trouble: why one that is installed cannot be called. install: the command; None: it would change nothing."""
+    from hybridlm.ops.packages import install
+
+    found = package.version
+    trouble = package.trouble if found is not None and gpu else None
+    needed = gpu and (found is None or trouble is not None)
+    return {
+        "package": package.name,
+        "version": found,
+        "gives": package.gives,
+        "trouble": trouble,
+        "install": install([package]) if needed else None,
+        "note": "" if gpu else NOTHING_TO_GAIN,
+    }
 
 
-# -------------------------------------------------------------------------------------------------------------- layers
-REASONS = {
-    "vendor": "a fused kernel takes these shapes on this device",
-    "triton": "our own kernel takes these shapes on this device",
-    "reference": "plain PyTorch: nothing faster is offered here",
-}
-
-
-def _layers(model: str) -> list[dict[str, Any]]:
-    """What each kind of layer of a model runs on: {block, count, device, training, decoding}, op by op."""
-    from hybridlm.cli.models import read_spec
-    from hybridlm.compose.cost import model_cost
-    from hybridlm.ops.backend import devices
-
-    cost, device = model_cost(read_spec(model)), devices()[-1][0]
-    return [
-        {
-            "block": layer.plan.name,
-            "count": count,
-            "device": device,
-            "training": _trace(layer.plan, cost.stack.spec, device, tokens=256),
-            "decoding": _trace(layer.plan, cost.stack.spec, device, tokens=1),
-        }
-        for layer, count in cost.kinds
-    ]
-
-
-def _trace(plan: LayerPlan, spec: ModelSpec, device: str, tokens: int) -> list[dict[str, str]]:
-    """The ops that a call of the layer runs: {op, backend, why}; with one token it continues a state.
-
-    They are asked, not guessed: the layer is called, on tensors that have shapes and a device but no memory.
-    """
-    from dataclasses import replace
-
+def _machine(troubles: dict[str, str | None]) -> Machine:
     import torch
-    from torch._subclasses import FakeTensorMode
 
-    from hybridlm.compose.block import Block
-    from hybridlm.context import Cursor
-    from hybridlm.ops.backend import trace
+    from hybridlm.ops.backend import capability, unseen_gpu
+    from hybridlm.ops.packages import found_version
 
-    with torch.device("meta"):
-        block = Block(plan, spec)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), trace() as seen:
-        block = block.to_empty(device=device)
-        x = torch.zeros(1, tokens, spec.d_model, device=device)
-        state = block.init_state(1, 256, device=device, dtype=x.dtype) if tokens == 1 else None
-        try:
-            block(x, state, replace(Cursor.zeros(1, device=device).open(x), embeddings=x))
-        except RuntimeError as error:  # a layer that looks at values cannot be called without any
-            return [{"op": "?", "backend": "?", "why": f"it cannot be asked: {str(error).splitlines()[0]}"}]
-    return [{"op": op, "backend": backend, "why": REASONS[backend]} for op, backend, _ in dict.fromkeys(seen)]
-
-
-# ------------------------------------------------------------------------------------------------------------ printing
-def _print(about: dict[str, Any]) -> None:
-    from hybridlm.train.console import Terminal
-
-    console = Terminal(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(f"hybridlm {about['hybridlm']}, Python {about['python']}, {about['platform']}", soft_wrap=True)
-    console.print(
-        ", ".join(f"{name} {found or 'missing'}" for name, found in about["packages"].items()), soft_wrap=True
+    names = (*CORE, "pytorch-lightning", *troubles)
+    return Machine(
+        versions={name: found_version(name) for name in names},
+        capability=capability(),
+        cudnn=torch.backends.cudnn.version(),
+        troubles=troubles,
+        unseen_gpu=unseen_gpu(),
     )
-    console.print(_table(["device", ""], [(device["name"], device["about"]) for device in about["devices"]]))
-    optional = [(row["package"], row["version"] or "-", row["gives"], row["install"]) for row in about["optional"]]
-    console.print(_table(["optional", "found", "gives", "install with"], optional))
-    if about["layers"] is not None:
-        rows = [row for layer in about["layers"] for row in _layer_rows(layer)]
-        console.print(_table(["block", "×", "when", "ops", "run on", "because"], rows))
-
-
-def _layer_rows(layer: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row for each backend that a layer uses, with the ops that it runs."""
-    same = layer["training"] == layer["decoding"]
-    rows, name = [], (layer["block"], str(layer["count"]))
-    for when in ("training",) if same else ("training", "decoding"):
-        for backend, why in dict.fromkeys((op["backend"], op["why"]) for op in layer[when]):
-            ops = ", ".join(op["op"] for op in layer[when] if op["backend"] == backend)
-            rows.append((*name, "always" if same else when, ops, backend, why))
-            name = ("", "")
-    return rows
-
-
-def _table(columns: list[str], rows: list[tuple[str, ...]]) -> Any:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table

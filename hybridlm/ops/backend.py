@@ -117,6 +117,16 @@ def devices() -> list[tuple[str, str]]:
     ]
 
 
+def capability() -> tuple[int, int] | None:
+    """Compute capability of the first GPU; None: torch sees none."""
+    return torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None
+
+
+def unseen_gpu() -> bool:
+    """Whether this machine has an NVIDIA driver of which this torch makes no use."""
+    return os.path.exists("/proc/driver/nvidia/version") and not torch.cuda.is_available()
+
+
 def memory(device: torch.device | str) -> int | None:
     """Bytes of memory that the device has in all; None where that is not known."""
     device = torch.device(device)

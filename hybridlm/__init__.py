@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "build": "hybridlm.compose.build",
+    "compile": "hybridlm.compose.compiled",
     "load": "hybridlm.compose.build",
     "save": "hybridlm.compose.build",
     "HybridLM": "hybridlm.compose.model",

@@ -113,7 +113,7 @@ def _write(old: Tensor, new: Tensor, in_place: bool) -> Tensor:
     if in_place:
         return old.copy_(new)
     new = new.to(old.dtype)
-    if not new.is_inference():
+    if torch.compiler.is_compiling() or not new.is_inference():  # nothing to ask while tracing
         return new
     with outside_inference():
         return new.clone()  # a state must go on outside inference mode too

@@ -35,6 +35,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     _hook.close()
 
 
+@pytest.fixture
+def compiler():
+    """torch.compile can trace hybridlm, which it cannot while shapes are checked, and has compiled nothing yet."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters["stats"]
+    config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """Every test starts from the same stream, whatever ran before it."""

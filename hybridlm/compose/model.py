@@ -15,6 +15,7 @@ from hybridlm.compose.part import writers
 from hybridlm.compose.plan import LayerPlan, Stack
 from hybridlm.compose.rate import at_time_scale
 from hybridlm.compose.readout import readout_of
+from hybridlm.compose.recompute import call, recomputed
 from hybridlm.compose.shared import SharedBlock
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.context import Context, Cursor, outside_inference
@@ -68,6 +69,7 @@ class HybridLM(nn.Module):
         elif not spec.tie_embeddings:
             self.lm_head = Linear(spec.d_model, spec.outputs, bias=False)
         self.readout = readout_of(spec)
+        self.recomputes = 0
 
     def _input_layer(self) -> nn.Embedding | nn.Linear:
         spec = self.spec
@@ -140,9 +142,11 @@ class HybridLM(nn.Module):
         ctx = replace(ctx, journal=journal, embeddings=x if self.reads_embeddings else None)
         aside, layers = None, []
         for i, block in enumerate(self.blocks):
-            x, layer, aside = block(x, None if state is None else state.layers[i], ctx, aside)
+            run = recomputed if self.recomputes and i % self.recomputes == 0 else call
+            x, layer, aside, records = run(block, x, None if state is None else state.layers[i], ctx, aside)
             layers.append(layer)
-            _sign(journal, i)
+            if journal is not None:
+                journal += [replace(record, layer=i) for record in records]
         return ctx.restore(self.final_norm(x)), state and state.next(layers)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -158,6 +162,16 @@ class HybridLM(nn.Module):
     def _embed(self, inputs: Tensor, ctx: Context) -> Tensor:
         x = ctx.keep_valid(self.dropout(self.embed(inputs)))
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.spec.residual_in_fp32 else x
+
+    def checkpoint_blocks(self, every: int = 1) -> None:
+        """In training keep, of every `every`-th block, only what goes in, and compute the rest again for its gradients.
+
+        Activation checkpointing: memory for time, about a third more at every = 1; gradients are the same bit for bit,
+        dropout and the balance loss of routers included. 0: keep everything, which is the default.
+
+        SpecError: not a whole number, 0 or more.
+        """
+        self.recomputes = whole("every", every, low=0)
 
     def set_time_scale(self, factor: float) -> None:
         """Read signals with `factor` times the step from now on: 2 for half the rate that the model was trained at.
@@ -230,10 +244,3 @@ class HybridLM(nn.Module):
         writing = [block.block if isinstance(block, SharedBlock) else block for block in self.blocks if block.writes]
         for projection in {projection: None for block in writing for projection in writers(block)}:  # a shared one once
             projection.weight.mul_(writes**-0.5)
-
-
-def _sign(journal: list[RouterRecord] | None, layer: int) -> None:
-    """Write the layer's index into the records that it has just added."""
-    for at, record in enumerate(journal or ()):
-        if record.layer is None:
-            journal[at] = replace(record, layer=layer)

@@ -32,14 +32,16 @@ class SharedBlock(nn.Module):
         aside = layer.options.output == "next_mixer"
         self.proj = Linear(width, width, bias=False) if aside else None
         self.low_rank = nn.Module() if layer.options.low_rank else None
-        place = overlaid(block, _under(block, layer))
-        place = overlaid(place, dict(self._corrections(block, layer)))
-        self.place = (overlaid(place, {"proj": self.proj}),)  # a tuple is no submodule: the weights have one name only
+        settings, corrections = _under(block, layer), dict(self._corrections(block, layer))
+        place = overlaid(overlaid(overlaid(block, settings), corrections), {"proj": self.proj})
+        # What torch.compile looks at before it takes another place's code: it sees no attribute that hides a submodule.
+        self.own = " ".join([*settings, *corrections, *["proj"] * aside])
+        self.place = {self.own: place}  # a dictionary is no submodule: the weights have one name only
 
     @property
     def block(self) -> Block:
         """The shared block as it is here."""
-        return self.place[0]
+        return self.place[self.own]
 
     @property
     def mixer(self) -> nn.Module | None:

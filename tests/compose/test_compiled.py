@@ -1,0 +1,98 @@
+"""Models whose blocks are compiled where they stand: the same numbers, one compilation a kind of block and call."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import hybridlm as hl
+from hybridlm.errors import SpecError
+from hybridlm.testing.patterns import alphabet
+
+IDS = torch.randint(0, 40, (2, 24), generator=torch.Generator().manual_seed(0))
+VALID = torch.arange(24) < torch.tensor([[24], [17]])
+SEGMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 10, [3] + [4] * 20 + [5] * 3])
+MOE = {"type": "moe", "width": 16, "experts": 4, "top_k": 2}
+
+pytestmark = pytest.mark.usefixtures("compiler")
+
+
+def make(pattern: str, **spec) -> hl.HybridLM:
+    spec = {"d_model": 32, "vocab_size": 40, "mlp": {"type": "swiglu", "width": 48}, "seed": 0, **spec}
+    return hl.build(pattern=pattern, blocks=alphabet(), **spec)
+
+
+def compiled(model: hl.HybridLM, backend: str = "aot_eager") -> hl.HybridLM:
+    """Without the C++ compiler, which takes many times as long."""
+    return hl.compile(model, backend=backend)
+
+
+def trained(model: hl.HybridLM, **marks) -> dict[str, Tensor]:
+    """The loss and every gradient."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    out = model(IDS, targets=IDS.roll(-1, 1), **marks)
+    out.loss.backward()
+    return {"loss": out.loss.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def in_pieces(model: hl.HybridLM, **marks) -> dict[str, Tensor]:
+    """The loss and every gradient of two calls, the second from the state of the first."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    state, total = model.init_state(2, 32), 0
+    for start, stop in ((0, 10), (10, 24)):
+        said = {name: mark[:, start:stop] for name, mark in marks.items()}
+        out = model(IDS[:, start:stop], state=state, targets=IDS[:, start:stop], **said)
+        state, total = out.state, total + out.loss
+    total.backward()
+    return {"loss": total.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_places_of_shared_weights_keep_what_is_their_own():
+    """A place differs from another by attributes that hide submodules, which torch.compile does not look at."""
+    pattern = "[sliding_window]@a [sliding_window]@a{window: 3} [sliding_window]@a{low_rank: 2, output: next_mixer}"
+    model = make(f"{pattern} [sliding_window]@a{{low_rank: 2}} [short_conv]")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    expected = trained(model)
+    close(trained(compiled(model)), expected)
+
+
+def test_blocks_that_are_alike_share_what_is_compiled(compiler):
+    model = compiled(make("[short_conv]3 [attention]2 [short_conv]"))
+    trained(model)
+    assert compiler["unique_graphs"] == 3  # two kinds of blocks, and the last norm
+    trained(model)
+    assert compiler["unique_graphs"] == 3
+
+
+def test_names_and_hooks_stay():
+    model, seen = make("[short_conv] [attention]@x [attention]@x"), []
+    names = list(model.state_dict())
+    model.blocks[0].mlp.up_proj.register_forward_hook(lambda *call: seen.append("inside"))
+    compiled(model)
+    model.blocks[1].register_forward_hook(lambda *call: seen.append("around"))
+    model(IDS)
+    assert list(model.state_dict()) == names
+    assert seen == ["inside", "around"]
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(SpecError, match="compile: a Linear"):
+        hl.compile(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("run", [trained, in_pieces])
+@pytest.mark.parametrize("every", [1, 2])
+def test_checkpointing_changes_no_gradient_by_a_bit(run, every):
+    """Dropout draws the same numbers again, balance losses count once, a state is used once."""
+    model = make("[short_conv]2 [attention] [short_conv]", mlp=MOE, dropout=0.2)
+    expected = run(model)
+    model.checkpoint_blocks(every)
+    found = run(model)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from hybridlm.ops.attention import cache, flash, reference, vendor, window
 from hybridlm.ops.attention.masks import causal_in_document, up_to
-from hybridlm.ops.backend import Offer, resolve
+from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked
+from hybridlm.ops.decoding import kernel_lacks
 
 __all__ = ["attention", "cached_attention", "causal_in_document", "up_to", "window_attention"]
 
@@ -70,8 +71,21 @@ def cached_attention(
     k, v: any dtype; read in that of q, and never changed. Slots that no query of a row sees hold what they hold.
     extent: host integer, no position is as large; slots past it are not read. scale: 1 / sqrt(p) by default.
     """
+    step = kernels("hybridlm.ops.attention.triton_decode")
     offers = {
+        "triton": Offer(step and step.cached_attention, _step_lacks(q, k, v), triton_asked(q)),
         "vendor": Offer(flash.cached_attention, flash.cached_lacks(q, k, v)),
         "reference": partial(cache.cached_attention, partial(attention, backend=backend)),
     }
     return resolve("cached_attention", backend, offers)(q, k, v, positions, extent, scale)
+
+
+def _step_lacks(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why our kernel of decoding cannot take the call."""
+    if q.shape[1] != 1:
+        return "the kernel of decoding takes one query a row"
+    if max(q.shape[-1], v.shape[-1]) > 256:
+        return "the kernel of decoding takes heads of at most 256"
+    if not q.dtype == k.dtype == v.dtype:
+        return "the kernel of decoding needs q, k and v in one dtype"
+    return kernel_lacks(q, k, v)

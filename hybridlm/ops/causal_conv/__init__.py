@@ -5,8 +5,9 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hybridlm.ops.backend import resolve
+from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked
 from hybridlm.ops.causal_conv import reference
+from hybridlm.ops.decoding import step_lacks
 
 
 def causal_conv1d(
@@ -31,5 +32,11 @@ def causal_conv1d(
     in_place: the memory of `state` may be written over, and is then what is returned; for calls without gradients.
     Computed in at least float32; y has the dtype of x, the state that of `state`. t >= 1, k >= 1.
     """
-    offers = {"reference": reference.causal_conv1d}
+    step = kernels("hybridlm.ops.causal_conv.triton_step")
+    lacks = step_lacks(x, state, weight, bias, document=document, in_place=in_place)
+    lacks = lacks or ("the kernel of decoding knows no pads" if lengths is not None else None)
+    offers = {
+        "triton": Offer(step and step.causal_conv1d, lacks, triton_asked(x)),
+        "reference": reference.causal_conv1d,
+    }
     return resolve("causal_conv1d", backend, offers)(x, weight, bias, state, lengths, document, activation)

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked, triton_lacks
+from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked
+from hybridlm.ops.decoding import kernel_lacks
 from hybridlm.ops.linear import reference
 
 ROWS = 16  # the most rows for which our kernel is ahead of the library's
-HALVES_AND_FLOAT = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def linear(
@@ -30,14 +30,12 @@ def linear(
 
 def _lacks(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why our kernel cannot take the call."""
-    if (why := triton_lacks(x)) is not None:
+    if (why := kernel_lacks(x, weight, bias)) is not None:
         return why
-    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, weight, bias)):
-        return "the kernel for few rows has no gradients"
     if torch.is_autocast_enabled(x.device.type):
         return "the kernel for few rows knows no autocast"
     if not 0 < x.shape[:-1].numel() <= ROWS:
         return f"the kernel is for 1 to {ROWS} rows"
-    if x.dtype not in HALVES_AND_FLOAT or weight.dtype != x.dtype or weight.stride(1) != 1:
-        return "the kernel needs x and weight in one dtype, bf16, fp16 or fp32, and the weight's rows in one piece"
+    if weight.dtype != x.dtype or weight.stride(1) != 1:
+        return "the kernel needs x and weight in one dtype, and the weight's rows in one piece"
     return None

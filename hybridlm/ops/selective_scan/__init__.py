@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hybridlm.ops.backend import resolve
+from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked
+from hybridlm.ops.decoding import step_lacks
 from hybridlm.ops.selective_scan import reference
 from hybridlm.ops.selective_scan.reference import scan_flops
 
@@ -35,6 +36,13 @@ def selective_scan(
     in_place: the memory of `state` may be written over, and is then what is returned; for calls without gradients.
     Computed in at least float32, autocast or not, which is the dtype of h; y has the dtype of x. t >= 1.
     """
-    run = resolve("selective_scan", backend, {"reference": reference.selective_scan})
+    step = kernels("hybridlm.ops.selective_scan.triton_step")
+    lacks = step_lacks(x, state, dt, A, B, C, D, document=document, in_place=in_place)
+    lacks = lacks or ("the kernel of decoding discretises by Euler's rule" if zoh else None)
+    offers = {
+        "triton": Offer(step and step.selective_scan, lacks, triton_asked(x)),
+        "reference": reference.selective_scan,
+    }
+    run = resolve("selective_scan", backend, offers)
     with torch.autocast(x.device.type, enabled=False):
         return run(x, dt, A, B, C, D, state, document, zoh)

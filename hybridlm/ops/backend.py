@@ -107,6 +107,12 @@ def _known(backend: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- hardware
+def _constant(function: Callable) -> Callable:
+    """torch.compiler.assume_constant_result, which would import the compiler at once: what is found does not change."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 def devices() -> list[tuple[str, str]]:
     """Name and description of what torch can compute on, the CPU first."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -117,6 +123,7 @@ def devices() -> list[tuple[str, str]]:
     ]
 
 
+@_constant
 def capability() -> tuple[int, int] | None:
     """Compute capability of the first GPU; None: torch sees none."""
     return torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None
@@ -138,12 +145,6 @@ def memory(device: torch.device | str) -> int | None:
 
 
 # ------------------------------------------------------------------------------------------------------------- packages
-def _constant(function: Callable) -> Callable:
-    """torch.compiler.assume_constant_result, which would import the compiler at once: what is found does not change."""
-    function._dynamo_marked_constant = True
-    return function
-
-
 @cache
 def _probe(module: str, attribute: str) -> tuple[Any, str | None]:
     """The attribute, or why there is none. A package may be installed and yet broken, or built without a part."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hybridlm.errors import SpecError, did_you_mean
 from hybridlm.ops import hippo
-from hybridlm.ops.attention import attention, window_attention
+from hybridlm.ops.attention import attention, cached_attention, window_attention
 from hybridlm.ops.causal_conv import causal_conv1d
 from hybridlm.ops.cross_entropy import IGNORED, linear_cross_entropy
 from hybridlm.ops.diagonal_ssm import diagonal_kernel, diagonal_ssm
@@ -45,7 +45,7 @@ Drawn = tuple[Callable[..., Any], dict[str, Tensor], dict[str, Any]]
 def _attention(d: Draw) -> Drawn:
     heads = max(1, d.h // 2) if d.case in ("grouped", "mask") else d.h
     q, k, v = d.normal(d.b, d.t, d.h, d.p), d.normal(d.b, d.t, heads, d.p), d.normal(d.b, d.t, heads, d.p)
-    given = {"causal": d.case in ("plain", "grouped")}
+    given = {"causal": d.case in ("plain", "grouped", "packed"), **d.document()}
     if d.case == "mask":
         seen = d.between(0, 1, d.b, d.t, d.t) < 0.5
         given["mask"] = seen | torch.eye(d.t, dtype=torch.bool, device=d.device)
@@ -57,6 +57,15 @@ def _window_attention(d: Draw) -> Drawn:
     heads = max(1, d.h // 2)
     q, k, v = d.normal(d.b, d.t, d.h, d.p), *(d.normal(d.b, d.t + more, heads, d.p) for _ in range(2))
     return window_attention, {"q": q, "k": k, "v": v}, {"size": d.t // 4, **d.document()}
+
+
+def _cached_attention(d: Draw) -> Drawn:
+    """One query or more a row, at positions of its own; the last row's are past the slots, as in a ring."""
+    slots, heads, more = d.t, max(1, d.h // 2), 1 if d.case == "one" else max(2, d.t // 5)
+    q, k, v = d.normal(d.b, more, d.h, d.p), *(d.normal(d.b, slots, heads, d.p) for _ in range(2))
+    start = torch.linspace(0, slots, d.b, device=d.device).long()
+    positions = start[:, None] + torch.arange(more, device=d.device)
+    return cached_attention, {"q": q, "k": k, "v": v}, {"positions": positions, "extent": slots + more}
 
 
 def _rotary(d: Draw) -> Drawn:
@@ -224,8 +233,9 @@ RECURRENT = ("plain", "state", "packed", "token")
 WITH_LENGTHS = ("plain", "state", "packed", "ragged", "token")
 
 OPS: dict[str, tuple[Callable[[Draw], Drawn], tuple[str, ...]]] = {
-    "attention": (_attention, ("plain", "grouped", "mask", "all")),
+    "attention": (_attention, ("plain", "grouped", "mask", "packed", "all")),
     "window_attention": (_window_attention, ("plain", "after", "packed")),
+    "cached_attention": (_cached_attention, ("one", "chunk")),
     "rotary": (_rotary, ("plain",)),
     "causal_conv1d": (_causal_conv1d, WITH_LENGTHS),
     "selective_scan": (_selective_scan, RECURRENT),

@@ -109,7 +109,7 @@ def windowed_mask(t, s, size, seen, document):
     return mask & (document[:, s - t :, None] == document[:, None, :])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize("size", [1, 3, 64, 70, 200])
 @pytest.mark.parametrize(("t", "before"), [(1, 0), (2, 1), (63, 0), (64, 3), (65, 70), (150, 0), (150, 64)])
 def test_window(backend, size, t, before):

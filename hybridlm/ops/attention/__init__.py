@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -30,6 +31,7 @@ def attention(
     One of the two, or neither. document: with causal, non-decreasing along t; a query sees keys of its own document
     only. scale: 1 / sqrt(p) by default. Softmax in at least float32.
     """
+    q, k, v = (_as_autocast(x) for x in (q, k, v))
     offers = {"vendor": vendor.attention, "reference": reference.attention}
     return resolve("attention", backend, offers)(q, k, v, mask, causal, document, scale)
 
@@ -50,10 +52,15 @@ def window_attention(
     seen (b, s): keys that exist. document (b, s): a query sees keys of its own document only.
     Work is t * (size + block), never t^2 where the window is short.
     """
+    q, k, v = (_as_autocast(x) for x in (q, k, v))
     size, attend = min(size, k.shape[1]), partial(attention, backend=backend)
     if size == q.shape[1] and seen is None:
         return attend(q, k, v, causal=True, document=document)
-    return window.window_attention(attend, q, k, v, size, seen, document)
+    offers = {
+        "vendor": Offer(vendor.window_attention, vendor.window_lacks(q, k, v, seen, document)),
+        "reference": partial(window.window_attention, attend),
+    }
+    return resolve("window_attention", backend, offers)(q, k, v, size, seen, document)
 
 
 def cached_attention(
@@ -71,7 +78,7 @@ def cached_attention(
     k, v: any dtype; read in that of q, and never changed. Slots that no query of a row sees hold what they hold.
     extent: host integer, no position is as large; slots past it are not read. scale: 1 / sqrt(p) by default.
     """
-    step = kernels("hybridlm.ops.attention.triton_decode")
+    q, step = _as_autocast(q), kernels("hybridlm.ops.attention.triton_decode")
     offers = {
         "triton": Offer(step and step.cached_attention, _step_lacks(q, k, v), triton_asked(q)),
         "vendor": Offer(flash.cached_attention, flash.cached_lacks(q, k, v)),
@@ -89,3 +96,10 @@ def _step_lacks(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     if not q.dtype == k.dtype == v.dtype:
         return "the kernel of decoding needs q, k and v in one dtype"
     return kernel_lacks(q, k, v)
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast asks matrix products for, so that whoever computes them is asked for the same."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))

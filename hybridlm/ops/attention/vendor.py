@@ -1,9 +1,21 @@
-"""Attention by PyTorch's fused kernels (flash, memory-efficient, cuDNN, or its own mathematics)."""
+"""Attention by fused kernels: cuDNN's, those of PyTorch, the flash-attn package's, FlexAttention."""
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hybridlm.ops.attention import flash, flex
 from hybridlm.ops.attention.masks import causal_in_document
+from hybridlm.ops.backend import capability
+
+HOPPER = (9, 0)
+ORDER = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+SHORT = 1024  # tokens up to which a mask of t^2 costs less than a kernel compiled for documents or windows
 
 
 def attention(
@@ -15,8 +27,24 @@ def attention(
     document: Tensor | None,
     scale: float | None,
 ) -> Tensor:
-    if document is not None:
-        mask, causal = causal_in_document(document), False
+    if document is None:
+        return _fused(q, k, v, mask, causal, scale)
+    if flash.packed_lacks(q, k, v) is None:
+        return flash.packed_attention(q, k, v, document, scale=scale)
+    if q.shape[1] > SHORT and flex.lacks(q, k, v) is None:
+        return flex.packed_attention(q, k, v, document, scale=scale)
+    return _fused(q, k, v, causal_in_document(document), False, scale)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    """PyTorch's own choice, but on Hopper and later cuDNN's kernel first, which is the fastest there."""
+    if mask is None and q.is_cuda and capability() >= HOPPER:
+        with sdpa_kernel(ORDER, set_priority=True):
+            return _attend(q, k, v, None, causal, scale)
+    return _attend(q, k, v, mask, causal, scale)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -27,3 +55,27 @@ def attention(
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return y.transpose(1, 2)
+
+
+def window_lacks(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, document: Tensor | None) -> str | None:
+    """Why no fused kernel takes a call over a window; None if one does."""
+    if seen is not None:
+        return "no fused kernel is told which keys exist"
+    choose = flash.lacks if document is None else flash.packed_lacks
+    if (why := choose(q, k, v)) is None and (document is None or q.shape[1] == k.shape[1]):
+        return None
+    if q.shape[1] != k.shape[1]:
+        return f"{why}; FlexAttention is taken where nothing came before"
+    if q.shape[1] <= SHORT:
+        return f"{why}; FlexAttention is taken from {SHORT} tokens on"
+    return flex.lacks(q, k, v)
+
+
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, size: int, seen: Tensor | None, document: Tensor | None
+) -> Tensor:
+    if document is None and flash.lacks(q, k, v) is None:
+        return flash.window_attention(q, k, v, size)
+    if document is not None and flash.packed_lacks(q, k, v) is None:
+        return flash.packed_attention(q, k, v, document, size)
+    return flex.packed_attention(q, k, v, document, size)

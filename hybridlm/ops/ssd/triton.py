@@ -103,7 +103,7 @@ def _outputs(x, B, C, D, document, steps, before, s: Sizes, tuning: Tuning) -> T
         *rows_of(x), *rows_of(B), *rows_of(C), D if skip else x, document if packed else x,
         *(document.stride() if packed else (0, 0)), steps, before, y,
         s.t, s.h, s.p, s.n, s.g, s.chunks, steps[0].numel(),
-        s.size, rows, *s.padded, tuning.heads, packed, skip, x.dtype == torch.float32,
+        s.size, rows, *s.padded, tuning.heads, packed, skip, tuning.fine,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return y

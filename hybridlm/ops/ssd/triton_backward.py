@@ -8,8 +8,8 @@ G is the gradient of the state that the chunk leaves. With L the decays and M_ij
 What is written before t and read at t or later passes through a_t = dt_t A, and nothing else does:
     da_t = sum_{j < t <= i} M_ij dt_j + sum_{i >= t} since_i dy_i . S C_i
            + sum_{j < t} until_j dt_j x_j . G B_j + through <S, G>
-Sums stay in the chunk, and in the document. That of M is a sum from t on of what its rows sum to less what its columns
-do, both without the diagonal, which would only cost digits.
+Sums stay in the chunk, and in the document. That of M is taken as it stands if `fine`; else it is a sum from t on of
+what its rows sum to less what its columns do, both without the diagonal: cheap, with errors of 1e-6.
 Every program adds up its heads in one order, and what is left to sum is summed by torch: the same bits every time.
 """
 
@@ -61,7 +61,7 @@ def backward(dy, dlast, x, dt, A, B, C, D, state, document, tuning: Tuning) -> t
     sums = torch.empty(5, s.b, s.h, s.chunks * s.size, dtype=torch.float32, device=x.device)
     dx, dB, dD = _of_keys(dy, x, B, C, D, document, cuts, after, sums, s, tuning)
     dC = _of_queries(dy, x, B, C, document, cuts, before, sums, s, tuning)
-    ddt, dA = _of_steps(A, document, cuts, sums, inner, s)
+    ddt, dA = _of_steps(A, document, cuts, sums, inner, s, tuning.fine)
     dD = dD.to(A.dtype if D is None else D.dtype)
     dstate = dstate if state is None else dstate.to(state.dtype)
     return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, dD, dstate
@@ -73,7 +73,8 @@ def _dense(state: Tensor | None) -> Tensor | None:
 
 def _cut(s: Sizes, tuning: Tuning) -> tuple[int, int, int]:
     """(rows of a program, shares of a group's heads, programs)."""
-    rows, shares = min(tuning.back_rows, s.size), triton.cdiv(s.h // s.g, tuning.back_heads)
+    rows = s.size if tuning.fine else min(tuning.back_rows, s.size)
+    shares = triton.cdiv(s.h // s.g, tuning.back_heads)
     return rows, shares, s.b * s.chunks * (s.size // rows) * s.g * shares
 
 
@@ -99,7 +100,7 @@ def _of_keys(dy, x, B, C, D, document, steps, after, sums, s: Sizes, tuning: Tun
         *rows_of(dy), *rows_of(x), *rows_of(B), *rows_of(C), D if skip else x, document if packed else x,
         *(document.stride() if packed else (0, 0)), steps, after, dx, dB, dD, sums,
         s.t, s.h, s.p, s.n, s.g, s.chunks, steps[0].numel(), dB[0].numel(),
-        s.size, rows, *s.padded, tuning.back_heads, packed, skip, x.dtype == torch.float32,
+        s.size, rows, *s.padded, tuning.back_heads, packed, skip, tuning.fine,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return dx, _joined(dB, B), dD.sum((0, 1))
@@ -133,9 +134,12 @@ def _keys_kernel(
         step, until = tl.load(steps + cut + j)[:, None], tl.load(steps + 4 * plane + cut + j)[:, None]
         mask = decay_mask(steps + cut, plane, i[None, :], j[:, None], sees, FINE)
         met = tl.dot(value, tl.trans(grad), input_precision="ieee") * mask
-        later = tl.sum(tl.where(i[None, :] > j[:, None], met * scores, 0.0), 1)
-        tl.store(sums + 2 * plane + cut + j, later)
         pairs += met * step
+        met = tl.where(i[None, :] > j[:, None], met * scores, 0.0)
+        later = tl.sum(met, 1)
+        tl.store(sums + 2 * plane + cut + j, later)
+        if FINE:
+            tl.store(sums + cut + i, _across(met * step, i[None, :], j[:, None]))
         u = tl.dot(key, tl.trans(G), input_precision="ieee") * until
         after_chunk = tl.sum(u * value, 1)
         tl.store(sums + 3 * plane + cut + j, after_chunk)
@@ -156,6 +160,12 @@ def _keys_kernel(
     )
 
 
+@triton.jit
+def _across(met, i, j):
+    """met (j, i) summed over j < t <= i, for each t."""
+    return tl.sum(tl.where(j < i, tl.cumsum(met, 1, reverse=True), 0.0), 0)
+
+
 # -------------------------------------------------------------------------------------------------------------- queries
 def _of_queries(dy, x, B, C, document, steps, before, sums, s: Sizes, tuning: Tuning) -> Tensor:
     """dC; into sums[:2] dy_i . y_i: from earlier tokens of the chunk, and from before the chunk."""
@@ -166,7 +176,7 @@ def _of_queries(dy, x, B, C, document, steps, before, sums, s: Sizes, tuning: Tu
         *rows_of(dy), *rows_of(x), *rows_of(B), *rows_of(C), document if packed else x,
         *(document.stride() if packed else (0, 0)), steps, before, dC, sums,
         s.t, s.h, s.p, s.n, s.g, s.chunks, steps[0].numel(), dC[0].numel(),
-        s.size, rows, *s.padded, tuning.back_heads, packed, x.dtype == torch.float32,
+        s.size, rows, *s.padded, tuning.back_heads, packed, tuning.fine,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return _joined(dC, C)
@@ -198,8 +208,9 @@ def _queries_kernel(
         step, since = tl.load(steps + cut + j)[None, :], tl.load(steps + 3 * plane + cut + i)[:, None]
         mask = decay_mask(steps + cut, plane, i[:, None], j[None, :], sees, FINE)
         met = tl.dot(grad, tl.trans(value), input_precision="ieee") * mask * step
-        tl.store(sums + cut + i, tl.sum(tl.where(i[:, None] > j[None, :], met * scores, 0.0), 1))
         pairs += met
+        if not FINE:
+            tl.store(sums + cut + i, tl.sum(tl.where(i[:, None] > j[None, :], met * scores, 0.0), 1))
         read = tl.dot((grad * since).to(S.dtype), S, input_precision="ieee")
         tl.store(sums + plane + cut + i, tl.sum(read * query, 1))
         dquery += read
@@ -210,14 +221,14 @@ def _queries_kernel(
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps
-def _of_steps(A, document, steps, sums, inner, s: Sizes) -> tuple[Tensor, Tensor]:
+def _of_steps(A, document, steps, sums, inner, s: Sizes, fine: bool) -> tuple[Tensor, Tensor]:
     """ddt and dA, both float32."""
     ddt = torch.empty(s.b, s.t, s.h, dtype=torch.float32, device=A.device)
     dA = torch.empty(s.b * s.chunks, s.h, dtype=torch.float32, device=A.device)
     packed = document is not None
     _steps_kernel[(s.b * s.h * s.chunks,)](
         A, document if packed else A, *(document.stride() if packed else (0, 0)), steps, sums, inner, ddt, dA,
-        s.t, s.h, s.chunks, steps[0].numel(), inner.shape[3], s.size, packed, num_warps=4,
+        s.t, s.h, s.chunks, steps[0].numel(), inner.shape[3], s.size, packed, fine, num_warps=4,
     )  # fmt: skip
     return ddt, dA.sum(0)
 
@@ -225,17 +236,19 @@ def _of_steps(A, document, steps, sums, inner, s: Sizes) -> tuple[Tensor, Tensor
 @triton.jit
 def _steps_kernel(
     A, document, document_b, document_t, steps, sums, inner, ddt, dA, t, h, chunks, plane, parts,
-    SIZE: tl.constexpr, PACKED: tl.constexpr,
+    SIZE: tl.constexpr, PACKED: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     row, head, z = pid // chunks // h, pid // chunks % h, pid % chunks
     at, s, cut = tl.arange(0, SIZE), tl.arange(0, SIZE)[None, :], pid * SIZE
-    ends = tl.load(sums + cut + s) + tl.load(sums + plane + cut + s)
-    ends -= tl.load(steps + cut + s) * tl.load(sums + 2 * plane + cut + s)
+    ends = tl.load(sums + plane + cut + s)
+    if not FINE:
+        ends += tl.load(sums + cut + s) - tl.load(steps + cut + s) * tl.load(sums + 2 * plane + cut + s)
     begins = tl.load(steps + cut + s) * tl.load(sums + 3 * plane + cut + s)
     through = 0.0
     for index in range(parts):
         through += tl.load(inner + pid * parts + index)
+    through += tl.load(sums + cut + at) if FINE else 0.0
     passes = tl.where(s >= at[:, None], ends, begins)
     if PACKED:
         document += row * document_b

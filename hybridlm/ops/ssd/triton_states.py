@@ -14,14 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FAINT = tl.constexpr(-104.0)  # exp of it is zero in float32: stronger decays only cost digits of the sums
-
 
 class Tuning(NamedTuple):
     """How the kernels are cut; changes speed, not results. Pairs are (warps, stages).
 
     chunk: tokens between states that are stored. width: columns of the state in one program of the walk.
     rows:  tokens of a chunk that one program computes. heads: how many it computes in turn, sharing C B^T.
+    fine: decays to the last digit of float32.
     """
 
     chunk: int = 128
@@ -33,6 +32,7 @@ class Tuning(NamedTuple):
     back_rows: int = 64
     back_heads: int = 8
     back: tuple[int, int] = (8, 1)
+    fine: bool = False
 
 
 class Sizes(NamedTuple):
@@ -59,7 +59,7 @@ class Sizes(NamedTuple):
 def tuning(x: Tensor, B: Tensor) -> Tuning:
     """How calls of this dtype and size are cut."""
     if x.dtype == torch.float32:  # without tensor cores: what fits in registers counts
-        return Tuning(32, 32, (4, 1), 32, 4, (4, 1), 32, 4, (4, 1))
+        return Tuning(32, 32, (4, 1), 32, 4, (4, 1), 32, 4, (4, 1), fine=True)
     if x.shape[3] * B.shape[3] > 64 * 128:
         return Tuning(64, 64, (4, 2), 64, 4, (4, 1), 64, 4, (8, 1))
     return Tuning()
@@ -99,7 +99,9 @@ def _steps(
     there = (at < t)[:, None] & (head < h)[None, :]
     step = tl.load(dt + row * dt_b + at[:, None] * dt_t + head[None, :] * dt_h, there, 0.0).to(tl.float32)
     rate = tl.load(A + head, head < h, 0.0).to(tl.float32)
-    decay = tl.maximum(step * rate[None, :], FAINT).to(tl.float64)
+    decay = tl.maximum(step * rate[None, :], -104.0).to(
+        tl.float64
+    )  # exp(-104) is zero; more would cost the sums digits
     decay = decay * 1.4426950216293335 + decay * 1.9259629911266175e-08  # log2(e), in two numbers that float32 holds
     sums, total = tl.cumsum(decay, 0), tl.sum(decay, 0)
     since, until = tl.exp2(sums.to(tl.float32)), tl.exp2((total[None, :] - sums).to(tl.float32))

@@ -44,7 +44,9 @@ def ssd(
 
 def _step(x, dt, A, B, C, D, state, document, in_place: bool) -> Offer:
     k = kernels("hybridlm.ops.ssd.triton_step")
-    return Offer(k and k.ssd, step_lacks(x, state, dt, A, B, C, D, document=document, in_place=in_place), triton_asked(x))
+    return Offer(
+        k and k.ssd, step_lacks(x, state, dt, A, B, C, D, document=document, in_place=in_place), triton_asked(x)
+    )
 
 
 def _chunks(x: Tensor, B: Tensor, C: Tensor) -> Offer:

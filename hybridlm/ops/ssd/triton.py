@@ -33,8 +33,6 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 def lacks(x: Tensor, B: Tensor, C: Tensor) -> str | None:
     """Why the kernels cannot take this call; None if they can."""
-    if x.shape[1] == 1:
-        return "one token is a step, not chunks"
     if x.dtype not in DTYPES or not x.dtype == B.dtype == C.dtype:
         return "x, B and C have to be of one dtype, bfloat16 or float32"
     if x.shape[3] > 128 or B.shape[3] > 256:

@@ -123,8 +123,7 @@ def _keys_kernel(
     itself = tl.sum(key * tile(C, j, C_t, m, tokens, n).to(tl.float32), 1)
     document += row * document_b + start * document_t
     sees = visible(document, document_t, i[None, :], j[:, None], tokens, PACKED)
-    x += row * x_b + start * x_t
-    dy += row * dy_b + start * dy_t
+    x, dy = x + row * x_b + start * x_t, dy + row * dy_b + start * dy_t
     dx += (row * t + start) * h * p
     pairs, dkey = tl.zeros((ROWS, SIZE), tl.float32), tl.zeros((ROWS, N), tl.float32)
     for head in range(first, end):

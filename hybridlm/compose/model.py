@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from hybridlm.checks import whole
 from hybridlm.compose.block import Block
@@ -110,7 +111,7 @@ class HybridLM(nn.Module):
         check_answer(self.spec, ids, state, valid, segment_ids, targets)
         journal = None if targets is None else []
         x, state = self._read(ids, state, valid, segment_ids, journal)
-        logits, own = self.readout(x, self.logits, targets, valid)
+        logits, own = self.readout(x, self.logits, targets, valid, self._bare_weight())
         if targets is None:
             return Output(logits, state)
         balance = [record.balance for record in journal] if self.training else []
@@ -154,6 +155,12 @@ class HybridLM(nn.Module):
         if self.head is not None:
             return self.head(x)
         return linear(x, self.embed.weight) if self.lm_head is None else self.lm_head(x)
+
+    def _bare_weight(self) -> Tensor | None:
+        """(vocab, d), if logits are the product with it and nothing else: no hook, no other layer in its place."""
+        layer = self.embed if self.lm_head is None else self.lm_head
+        bare = self.head is None and type(layer) in (nn.Embedding, nn.Linear, Linear)
+        return layer.weight if bare and (self.lm_head is None or not _hooked(layer)) else None
 
     def _numbers(self, inputs: Tensor) -> Tensor:
         """ids as int64, signals in the dtype of the weights."""
@@ -244,3 +251,8 @@ class HybridLM(nn.Module):
         writing = [block.block if isinstance(block, SharedBlock) else block for block in self.blocks if block.writes]
         for projection in {projection: None for block in writing for projection in writers(block)}:  # a shared one once
             projection.weight.mul_(writes**-0.5)
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or _has_any_global_hook()

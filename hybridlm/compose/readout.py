@@ -15,13 +15,16 @@ from hybridlm.compose.spec import ModelSpec
 from hybridlm.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 LOGITS_AT_ONCE = 1 << 25  # how many logits the loss of a language model holds at a time
+MORE_AT_ONCE = 1 << 27  # the same on a GPU, where larger products pay
+TILE = 128
 
 Project = Callable[[Tensor], Tensor]
 
 
 class Readout:
-    """(hidden x (b, t, d), project, targets or None, valid or None) -> (logits or None, loss or None).
+    """(hidden x (b, t, d), project, targets or None, valid or None, weight or None) -> (logits or None, loss or None).
 
+    weight: (outputs, d), if project is the product with it and nothing else.
     measure: what the loss is, as a field of `Output`.
     """
 
@@ -31,7 +34,7 @@ class Readout:
         self.pool, self.outputs = spec.output.pool, spec.outputs
 
     def __call__(
-        self, x: Tensor, project: Project, targets: Tensor | None, valid: Tensor | None
+        self, x: Tensor, project: Project, targets: Tensor | None, valid: Tensor | None, weight: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Logits, and with targets the loss."""
         x, valid = pooled(x, valid, self.pool)
@@ -47,12 +50,13 @@ class LMReadout(Readout):
     """Logits of the next token; the loss is computed without ever holding all of them, and there are none then."""
 
     def __call__(
-        self, x: Tensor, project: Project, targets: Tensor | None, valid: Tensor | None
+        self, x: Tensor, project: Project, targets: Tensor | None, valid: Tensor | None, weight: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         if targets is None:
             return project(x), None
-        chunk = max(1, LOGITS_AT_ONCE // self.outputs)
-        return None, linear_cross_entropy(x.flatten(0, 1), project, _counted(targets, valid).flatten(), chunk)
+        x, targets = x.flatten(0, 1), _counted(targets, valid).flatten()
+        chunk = _even(len(x), max(1, (MORE_AT_ONCE if x.is_cuda else LOGITS_AT_ONCE) // self.outputs))
+        return None, linear_cross_entropy(x, project if weight is None else weight, targets, chunk)
 
 
 class ClassifyReadout(Readout):
@@ -101,6 +105,12 @@ def pooled(x: Tensor, valid: Tensor | None, pool: str) -> tuple[Tensor, Tensor |
     steps = torch.arange(x.shape[1], device=x.device)
     last = torch.where(valid, steps, 0).amax(dim=1)  # in a row of pads the first, where x is zero
     return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1), count > 0
+
+
+def _even(rows: int, most: int) -> int:
+    """Rows of a chunk: at most `most`, and chunks as even as can be, of whole tiles of a matrix product."""
+    chunk = -(-rows // -(-rows // most))
+    return min(most, -(-chunk // TILE) * TILE)
 
 
 def _counted(targets: Tensor, valid: Tensor | None) -> Tensor:

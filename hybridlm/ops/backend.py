@@ -175,7 +175,18 @@ def missing(module: str, attribute: str) -> str | None:
 
 def kernels(module: str) -> ModuleType | None:
     """A module of our Triton kernels; None where Triton cannot run (no GPU build of torch, or Triton is not there)."""
-    return importlib.import_module(module) if triton_missing() is None else None
+    return _loaded[module] if _load(module) else None
+
+
+_loaded: dict[str, ModuleType] = {}  # torch.compile can look into it, but neither import a module nor be handed one
+
+
+@_constant
+def _load(module: str) -> bool:
+    """Whether the module can be had; then it is in `_loaded`."""
+    if triton_missing() is None:
+        _loaded.setdefault(module, importlib.import_module(module))
+    return module in _loaded
 
 
 @_constant

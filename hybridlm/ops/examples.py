@@ -214,11 +214,12 @@ def _linear_cross_entropy(d: Draw) -> Drawn:
     targets = (d.between(0, d.v, rows)).long().clamp(max=d.v - 1)
     targets[:: max(2, rows // 7)] = IGNORED
     tensors = {"x": d.normal(rows, d.d), "weight": d.normal(d.v, d.d, scale=d.d**-0.5)}
-    return _loss_of, tensors, {"targets": targets, "chunk": chunk}
+    return _loss_of, tensors, {"targets": targets, "chunk": chunk, "layer": d.case == "layer"}
 
 
-def _loss_of(*, x: Tensor, weight: Tensor, targets: Tensor, chunk: int, backend: str) -> Tensor:
-    return linear_cross_entropy(x, lambda part: F.linear(part, weight), targets, chunk, backend)
+def _loss_of(*, x: Tensor, weight: Tensor, targets: Tensor, chunk: int, layer: bool, backend: str) -> Tensor:
+    head = (lambda part: F.linear(part, weight)) if layer else weight
+    return linear_cross_entropy(x, head, targets, chunk, backend)
 
 
 def _grouped_linear(d: Draw) -> Drawn:
@@ -258,7 +259,7 @@ OPS: dict[str, tuple[Callable[[Draw], Drawn], tuple[str, ...]]] = {
     "gated_rms_norm": (_norm(gated_rms_norm, gate=True, groups=2), ("plain",)),
     "group_norm": (_norm(group_norm, bias=True, groups=4), ("plain",)),
     "l2_norm": (_norm(l2_norm), ("plain",)),
-    "linear_cross_entropy": (_linear_cross_entropy, ("plain",)),
+    "linear_cross_entropy": (_linear_cross_entropy, ("plain", "layer")),
     "grouped_linear": (_grouped_linear, ("plain",)),
 }
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import hybridlm as hl
+from hybridlm.compose import readout
 from hybridlm.errors import SpecError
 from hybridlm.testing.patterns import alphabet
 
@@ -96,3 +97,30 @@ def test_checkpointing_changes_no_gradient_by_a_bit(run, every):
     model.checkpoint_blocks(every)
     found = run(model)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+# ------------------------------------------------------------------------------------------------------------- the loss
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loss_of_a_bare_weight_is_that_of_the_layer(tied, monkeypatch):
+    """Whose hooks fire, if it has any."""
+    calls, model = [], make("[short_conv]", tie_embeddings=tied)
+    monkeypatch.setattr(readout, "LOGITS_AT_ONCE", 40 * 7)
+    monkeypatch.setattr(readout, "TILE", 1)
+    expected = trained(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "_bare_weight", lambda self: None)
+        close(trained(model), expected)
+    if not tied:
+        hook = model.lm_head.register_forward_hook(lambda *call: calls.append(1))
+        close(trained(model), expected)
+        assert len(calls) == 2 * 7 + 1 - 1  # a chunk of 7 of the 48 targets each time, forward and backward
+        hook.remove()
+        model.lm_head = torch.nn.Sequential(model.lm_head)
+        assert model._bare_weight() is None
+
+
+def test_chunks_of_the_loss_are_even_and_whole_tiles():
+    assert readout._even(1000, 300) == 256
+    assert readout._even(4096, 2668) == 2048
+    assert readout._even(5, 300) == 128
+    assert readout._even(1000, 50) == 50

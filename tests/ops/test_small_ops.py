@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hybridlm.errors import UnsupportedError
 from hybridlm.ops.cross_entropy import linear_cross_entropy
 from hybridlm.ops.norm import gated_rms_norm, group_norm, l2_norm, layer_norm, rms_norm
 from hybridlm.ops.rotary import rotary
@@ -75,24 +76,65 @@ def test_rotary_keeps_float32_digits_at_position_a_million():
     torch.testing.assert_close(rotary(x.float(), position).double(), rotary(x, position), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("head", ["layer", "weight"])
 @pytest.mark.parametrize("chunk", [1, 7, 40, 100])
-def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits_at_once(chunk):
+def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits_at_once(chunk, head):
     x = torch.randn(40, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 11, (40,))
     targets[::3] = -100
     inputs = (x, weight)
     expected = F.cross_entropy(x @ weight.T, targets)
-    loss = linear_cross_entropy(x, lambda x: x @ weight.T, targets, chunk)
+    loss = linear_cross_entropy(x, weight if head == "weight" else lambda x: x @ weight.T, targets, chunk)
     torch.testing.assert_close(loss, expected)
-    pairs = zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True)
+    expected = 3 * expected
+    pairs = zip(torch.autograd.grad(3 * loss, inputs), torch.autograd.grad(expected, inputs), strict=True)
     for gradient, reference in pairs:
         torch.testing.assert_close(gradient, reference)
 
 
-def test_a_loss_over_nothing_is_zero_and_so_are_its_gradients():
-    x = torch.randn(4, 6, requires_grad=True)
-    loss = linear_cross_entropy(x, torch.nn.Linear(6, 11), torch.full((4,), -100))
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_gradients_that_nobody_wants_are_not_computed(frozen):
+    tensors = [torch.randn(8, 6, requires_grad=True), torch.randn(9, 6, requires_grad=True)]
+    tensors[frozen].requires_grad_(False)
+    flags = [tensor.requires_grad for tensor in tensors]
+    targets = torch.randint(0, 9, (8,))
+    _, *gradients = torch.ops.hybridlm.linear_cross_entropy(*tensors, targets, 3, torch.float32, *flags, False)
+    assert [gradient.numel() > 0 for gradient in gradients] == flags
+    loss = linear_cross_entropy(*tensors, targets, 3)
+    with torch.no_grad():
+        assert loss == linear_cross_entropy(*tensors, targets, 3)
+    wanted = tensors[1 - frozen]
+    expected = torch.autograd.grad(F.cross_entropy(tensors[0] @ tensors[1].T, targets), wanted)
+    torch.testing.assert_close(torch.autograd.grad(loss, wanted), expected)
+
+
+def test_the_weight_s_gradient_is_summed_up_in_float32():
+    """Under autocast each chunk's product is of bf16 numbers; in bf16 sums of many chunks would stop growing."""
+    x, weight = torch.ones(4096, 4), torch.zeros(2, 4, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(x, weight, torch.zeros(4096, dtype=torch.int64), chunk=4)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient, torch.tensor([[-0.5] * 4, [0.5] * 4]))
+
+
+def test_a_loss_whose_gradients_are_there_refuses_to_be_derived_twice():
+    x, weight = torch.randn(8, 6, requires_grad=True), torch.randn(9, 6)
+    loss = linear_cross_entropy(x, weight, torch.zeros(8, dtype=torch.int64))
+    with pytest.raises(UnsupportedError, match="second derivatives"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_the_loss_of_a_weight_keeps_the_contract_of_custom_ops():
+    given = torch.randn(8, 6, requires_grad=True), torch.randn(9, 6, requires_grad=True), torch.randint(0, 9, (8,))
+    torch.library.opcheck(torch.ops.hybridlm.linear_cross_entropy, (*given, 3, torch.float32, True, True, False))
+
+
+@pytest.mark.parametrize("head", ["layer", "weight"])
+def test_a_loss_over_nothing_is_zero_and_so_are_its_gradients(head):
+    x, layer = torch.randn(4, 6, requires_grad=True), torch.nn.Linear(6, 11, bias=False)
+    loss = linear_cross_entropy(x, layer.weight if head == "weight" else layer, torch.full((4,), -100))
     loss.backward()
     assert loss == 0
     assert (x.grad == 0).all()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.errors import StateError
+from hybridlm.recording import fresh, recorded
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Context:
     document:  (b, t) int64, non-decreasing; 0 continues the state, a pad repeats the last valid token's; None: all 0.
     past:      host int, the most slots that any row fills before this call (an upper bound).
     extent:    host int, the same after this call.
-    order:     (b, t) int64, what `align` gathers by; mask: (b, t) bool, `valid` as it was given. None: nothing moves.
+    order:     (b, t) int64, what `align` gathers by; None: nothing moves. mask: (b, t) bool, `valid` as it was given.
     embeddings: (b, t, d), aligned, what entered the stack; None: no layer asks.
     journal:   a list to which layers add records of the call (`RouterRecord`); None: nobody reads them.
     """
@@ -55,15 +56,13 @@ class Context:
 
     def align(self, x: Tensor) -> Tensor:
         """(b, t, ...) as given -> the same with each row's valid tokens first and zeros after them."""
-        if self.order is None:
-            return x
-        return _zero_where_not(self.valid, _take(x, self.order))
+        return self.keep_valid(x if self.order is None else _take(x, self.order))
 
     def restore(self, y: Tensor) -> Tensor:
         """(b, t, ...) aligned -> every output at its token's place, zeros at the pads."""
-        if self.order is None:
+        if self.mask is None:
             return y
-        return _zero_where_not(self.mask, _take(y, self.order.argsort(dim=1)))
+        return _zero_where_not(self.mask, y if self.order is None else _take(y, self.order.argsort(dim=1)))
 
     def keep_valid(self, x: Tensor) -> Tensor:
         """x (b, t, ...) with zeros at the pads."""
@@ -83,7 +82,7 @@ class Cursor:
     position: (b,) int64 on the device, valid tokens of the row's current document.
     segment:  (b,) int64 on the device, that document's id. Rows start in document 0.
     known:    position, as host integers, so that capacity is checked without waiting for the device; None after
-              compiled calls, which cannot count on the host.
+              recorded calls, which cannot count on the host: what replays them may do so, by `count`.
     over:     whether the row's document began over another one.
     """
 
@@ -109,6 +108,12 @@ class Cursor:
         """A copy that shares nothing."""
         with outside_inference():
             return Cursor(self.position.clone(), self.segment.clone(), list(self.lengths), list(self.over))
+
+    def copy_(self, other: Cursor) -> None:
+        """Stand where the other one does."""
+        self.position.copy_(other.position)
+        self.segment.copy_(other.segment)
+        self.known, self.over = list(other.lengths), list(other.over)
 
     def select(self, rows: Tensor) -> Cursor:
         """The given rows, in the given order. rows: (r,) int64."""
@@ -147,11 +152,13 @@ class Cursor:
         """Read one call's tokens, check that they fit, move every row on, and return what the layers need to know.
 
         x: (b, t, ...); valid: (b, t) bool; segment_ids: (b, t) integers, a run of equal ids being one document.
-        StateError, before anything changes: a row would hold more than max_length tokens.
+        StateError, before anything changes: a row would hold more than max_length tokens. A recorded call cannot see
+        that; it takes every row for full, or for empty where the recording begins with an empty state.
         """
         ctx, after, segment = _read(x, valid, segment_ids, self.position, self.segment)
-        if torch.compiler.is_compiling():
-            known, over, past, extent = None, [True] * len(self.over), max_length or 0, max_length or 0
+        if recorded(x):
+            known, over = None, self.over if segment_ids is None else [True] * len(self.over)
+            past, extent = (0, x.shape[1]) if fresh() else (max_length or 0, max_length or 0)
         else:
             known, over = self._count(x.shape[1], ctx, after, max_length)
             past, extent = max(self.lengths, default=0), max(known, default=0)
@@ -160,12 +167,17 @@ class Cursor:
         self.known, self.over = known, over
         return replace(ctx, past=past, extent=extent)
 
+    def count(self, tokens: int | list[int], max_length: int | None) -> list[int]:
+        """The lengths after `tokens` more in every, or each, row. StateError: a document is longer than max_length."""
+        more = [tokens] * len(self.lengths) if isinstance(tokens, int) else tokens
+        known = [length + count for length, count in zip(self.lengths, more, strict=True)]
+        _check_capacity(known, max_length)
+        return known
+
     def _count(self, tokens: int, ctx: Context, after: Tensor, max_length: int | None) -> tuple[list[int], list[bool]]:
         """lengths and over after the call, on the host. StateError: a document is longer than max_length."""
         if ctx.lengths is None and ctx.document is None:
-            known = [length + tokens for length in self.lengths]
-            _check_capacity(known, max_length)
-            return known, self.over
+            return self.count(tokens, max_length), self.over
         real = ctx.positions if ctx.valid is None else ctx.positions.masked_fill(~ctx.valid, -1)
         _check_capacity((real.amax(dim=1) + 1).tolist(), max_length)
         over = self.over if ctx.document is None else _began_over(self.position, ctx.document, self.over)
@@ -207,6 +219,8 @@ def _compact(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor
     """valid (b, t) -> the gather index that puts valid tokens first, their number (b,), and the mask after it."""
     if valid is None:
         return None, None, None
+    if valid.shape[1] == 1:
+        return None, valid[:, 0].long(), valid
     lengths = valid.sum(dim=1)
     prefix = torch.arange(valid.shape[1], device=valid.device) < lengths[:, None]
     return valid.logical_not().to(torch.int8).argsort(dim=1, stable=True), lengths, prefix

@@ -12,6 +12,7 @@ from hybridlm.compose.ends import Head
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import SpecError, StateError, UnsupportedError
 from hybridlm.ops.cross_entropy import IGNORED
+from hybridlm.recording import recorded
 from hybridlm.state import ModelState
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
@@ -146,13 +147,13 @@ def _check_tokens(name: str, tensor: Any, inputs: Tensor | None) -> None:
 
 
 def _values_known(*tensors: Tensor | None) -> bool:
-    """Whether there are numbers to look at: not while compiling, nor under torch.func."""
-    return not (torch.compiler.is_compiling() or any(x is not None and is_wrapped(x) for x in tensors))
+    """Whether there are numbers that cost nothing to look at: on the CPU, outside recorded calls and torch.func."""
+    return not any(x is not None and (x.device.type != "cpu" or recorded(x) or is_wrapped(x)) for x in tensors)
 
 
 def _check_range(name: str, values: Tensor, vocab: int, what: str = "token id") -> None:
-    """On the CPU, where looking costs nothing; a GPU's own assertion says it there."""
-    if values.device.type != "cpu" or values.numel() == 0:
+    """On the CPU; a GPU's own assertion says it there."""
+    if values.numel() == 0:
         return
     least, most = int(values.long().min()), int(values.long().max())
     if least < 0 or most >= vocab:
@@ -163,7 +164,7 @@ def _check_range(name: str, values: Tensor, vocab: int, what: str = "token id") 
 
 def _check_finite(name: str, values: Tensor, dtype: torch.dtype) -> None:
     """In the dtype that computes. On the CPU; on a GPU what is not finite shows in the loss."""
-    if values.device.type == "cpu" and not (finite := values.to(dtype).isfinite()).all():
+    if not (finite := values.to(dtype).isfinite()).all():
         bad = values[~finite].flatten()[0].item()
         where = "" if name == "targets" else f" in {dtype}, pads apart"
         raise SpecError(f"{name}: {bad}; every number must be finite{where}")

@@ -6,9 +6,11 @@ import importlib
 from typing import Any
 
 _LAZY = {
+    "Decoder": "hybridlm.infer.decoder",
     "Sampler": "hybridlm.infer.sampling",
     "Stream": "hybridlm.infer.generate",
     "enlarge": "hybridlm.infer.generate",
+    "release": "hybridlm.infer.graphs",
 }
 
 __all__ = list(_LAZY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,12 +10,12 @@ from torch import Tensor
 from hybridlm.checks import whole
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.errors import CheckpointError, SpecError, StateError
+from hybridlm.errors import SpecError, StateError
+from hybridlm.infer import graphs
+from hybridlm.infer.decoder import GREEDY, Decoder, stop_tokens
 from hybridlm.infer.prompts import Prompts
 from hybridlm.infer.sampling import Draws, Sampler
 from hybridlm.state import LayerState, ModelState, leaves, map_layers
-
-GREEDY = Sampler()
 
 
 def generate(
@@ -33,6 +32,7 @@ def generate(
     repetition_penalty: float = 1.0,
     stop: int | Iterable[int] | None = None,
     seed: int | Sequence[int] = 0,
+    cuda_graph: bool | None = None,
 ) -> Tensor | list[Tensor]:
     """Continue prompts by up to max_new_tokens tokens; greedily unless a temperature is given.
 
@@ -49,6 +49,11 @@ def generate(
     seed: of the draws. Row i draws with seed + i (or seed[i]), whatever else is in the batch: it gives the tokens that
         its prompt gives alone with seed + i, up to rounding in the logits.
 
+    cuda_graph: on a GPU, each step is recorded once and then replayed, which saves the cost of launching its kernels,
+        and gives the same tokens. None: where that pays; False: never; True: always, from the first step. A model keeps
+        what was recorded for its next call of these sizes, up to a sixteenth of the GPU's memory;
+        `hybridlm.infer.release(model)` frees it.
+
     Returns int64 on the device of ids. For a tensor: (b, t + n), n the most steps a row took; after its stop token a
     row is filled with that token. For a list: a list of 1-D tensors, each ending with its own last token.
 
@@ -59,8 +64,9 @@ def generate(
     sampler = Sampler(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
     )
-    stream = Stream(model, ids, max_new_tokens, valid=valid, state=state, sampler=sampler, stop=stop, seed=seed)
-    return stream.prompts.followed_by(list(stream), stream.counts.tolist())
+    how = {"sampler": sampler, "stop": stop, "seed": seed, "cuda_graph": cuda_graph}
+    stream = Stream(model, ids, max_new_tokens, valid=valid, state=state, **how)
+    return stream.prompts.followed_by(list(stream.rest().unbind(dim=1)), stream.counts.tolist())
 
 
 class Stream:
@@ -70,8 +76,8 @@ class Stream:
         for tokens in stream: ...
         state = stream.state            # has read the prompts and every new token
 
-    Arguments and errors are those of `generate`, and the errors come at once. counts: (b,) int64, the new tokens of
-    each row so far, its stop token included; a row that has stopped repeats its last token.
+    Arguments and errors are those of `generate`, and the errors come at once. A row that has stopped repeats its last
+    token.
     """
 
     def __init__(
@@ -85,65 +91,55 @@ class Stream:
         sampler: Sampler = GREEDY,
         stop: int | Iterable[int] | None = None,
         seed: int | Sequence[int] = 0,
+        cuda_graph: bool | None = None,
     ):
         require_language_model(model.spec)
-        vocab_size, device = model.spec.vocab_size, model.embed.weight.device
-        self.model, self.sampler = model, sampler
+        self.model = model
         self._left = whole("max_new_tokens", max_new_tokens, low=0)
-        self.prompts = Prompts.read(ids, valid, vocab_size)
-        self._stop = _stop_tokens(stop, vocab_size, device)
-        self._draws = Draws(seed, len(self.prompts.lengths))
-        self._state = _state_for(model, self.prompts.lengths, max_new_tokens, state)
-        prompts = self.prompts.to(device)
-        self._unread, self._real = prompts.ids, prompts.valid  # what the state is to read next
-        self._seen = prompts.seen(vocab_size)
-        self._running = torch.ones(len(prompts.ids), dtype=torch.bool, device=device)
-        self._tokens = self.counts = torch.zeros(len(prompts.ids), dtype=torch.int64, device=device)
+        self.prompts = Prompts.read(ids, valid, model.spec.vocab_size)
+        stop, lengths = stop_tokens(stop, model.spec.vocab_size), self.prompts.lengths
+        Draws(seed, len(lengths))
+        replays = graphs.wanted(model, cuda_graph, max_new_tokens)
+        state = _state_for(model, lengths, max_new_tokens, state, replays)
+        how = {"sampler": sampler, "seed": seed, "stop": stop, "cuda_graph": cuda_graph if replays else False}
+        self._decoder, self._unread = Decoder(model, state, **how), self.prompts.to(model.embed.weight.device)
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
     def __next__(self) -> Tensor:
-        if self._left == 0 or not self._running.any():
+        if self._left == 0 or self._decoder.done:
+            self._decoder.check()
             raise StopIteration
-        self._tokens = self._choose(self._read())
-        self._unread = self._tokens[:, None]
-        self._real = None if self._running.all() else self._running[:, None]
-        self._seen.scatter_(1, self._unread, True)
-        self.counts = self.counts + self._running
-        self._running = self._running & ~torch.isin(self._tokens, self._stop)
         self._left -= 1
-        return self._tokens
+        return self._decoder.step() if self._unread is None else self._read()
+
+    def rest(self) -> Tensor:
+        """All tokens that are still to come, (b, n) int64; quicker than one by one, as nobody sees them sooner."""
+        first = [] if self._unread is None or self._left == 0 else [next(self)[:, None]]
+        tokens = torch.cat([*first, self._decoder.decode(self._left)], dim=1)
+        self._left = 0
+        return tokens
 
     def end(self, row: int) -> None:
         """Stop a row, as if its last token had been a stop token."""
-        self._running = self._running.index_fill(0, torch.tensor([row], device=self._running.device), False)
+        self._decoder.end(row)
+
+    @property
+    def counts(self) -> Tensor:
+        """(b,) int64: the new tokens of each row so far, its stop token included."""
+        return self._decoder.counts
 
     @property
     def state(self) -> ModelState:
         """The state after the prompts and all tokens that came out so far, the last ones included."""
         if self._unread is not None:
-            self._read()
-        return self._state
+            self._read(choosing=False)
+        return self._decoder.state
 
-    def _read(self) -> Tensor:
-        """Let the state read what it has not; the logits (b, v) of each row's last token."""
-        if self._unread is None:
-            raise StateError("the stream's state was taken; to go on, start a new Stream from it")
-        ids, real = self._unread, self._real
-        self._unread = None
-        with torch.inference_mode(), _evaluating(self.model):
-            x, self._state = self.model.hidden(ids, self._state, valid=real)
-            return self.model.logits(x[:, -1] if real is None else _last(x, real))
-
-    def _choose(self, logits: Tensor) -> Tensor:
-        """The next token of each running row; the others repeat theirs."""
-        broken = (logits.isnan() | logits.isposinf()).any(dim=1) & self._running
-        if broken.any():
-            row = int(broken.nonzero()[0])
-            raise CheckpointError(f"prompt {row}: the model's logits are not finite; its weights are damaged")
-        tokens = self.sampler(logits, self._seen, self._draws)
-        return torch.where(self._running, tokens, self._tokens)
+    def _read(self, choosing: bool = True) -> Tensor:
+        prompts, self._unread = self._unread, None
+        return self._decoder.read(prompts.ids, prompts.valid, choosing=choosing)
 
 
 def require_language_model(spec: ModelSpec) -> None:
@@ -181,10 +177,11 @@ def _in_corner(tensor: Tensor, shape: torch.Size) -> Tensor:
     return larger
 
 
-def _state_for(model: HybridLM, lengths: list[int], new: int, state: ModelState | None) -> ModelState:
-    """The given state if prompts and new tokens fit into it, or an empty one of just the size."""
+def _state_for(model: HybridLM, lengths: list[int], new: int, state: ModelState | None, replays: bool) -> ModelState:
+    """The given state if prompts and new tokens fit into it, or an empty one: of just the size, or one for replays."""
     if state is None:
-        return model.init_state(len(lengths), max(lengths) + new)
+        size = len(lengths), max(lengths) + new
+        return graphs.empty_state(model, *size) if replays else model.init_state(*size)
     _check_state(model, state, len(lengths))
     needs = [past + length + new for past, length in zip(state.cursor.lengths, lengths, strict=True)]
     if max(needs) > state.max_length:
@@ -205,29 +202,3 @@ def _check_state(model: HybridLM, state: ModelState, batch: int) -> None:
         raise StateError("the state belongs to another model; give the model that made it, or read the prompt again")
     if state.batch != batch:
         raise StateError(f"the state has {state.batch} rows, and there are {batch} prompts; use state.select(rows)")
-
-
-def _stop_tokens(stop: int | Iterable[int] | None, vocab_size: int, device: torch.device) -> Tensor:
-    listed = [] if stop is None else list(stop) if isinstance(stop, Iterable) else [stop]
-    checked = [whole("stop", token, 0, vocab_size - 1) for token in listed]
-    return torch.tensor(checked, dtype=torch.int64, device=device)
-
-
-def _last(x: Tensor, real: Tensor) -> Tensor:
-    """x (b, t, d) at each row's last real token; the last column in a row that has none. real (b, t) bool."""
-    steps = torch.arange(x.shape[1], device=x.device)
-    last = torch.where(real, steps, -1).amax(dim=1) % x.shape[1]
-    return x[torch.arange(x.shape[0], device=x.device), last]
-
-
-@contextmanager
-def _evaluating(model: HybridLM) -> Iterator[None]:
-    """Dropout is off within; afterwards each module is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

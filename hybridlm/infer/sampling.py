@@ -52,10 +52,25 @@ class Sampler:
 
     def __call__(self, logits: Tensor, seen: Tensor, draws: Draws) -> Tensor:
         """logits (b, v), seen (b, v) bool -> (b,) int64. draws moves on by one step unless this is greedy."""
+        return self.choose(logits, seen, None if self.greedy else draws.step())
+
+    def choose(self, logits: Tensor, seen: Tensor | None, uniform: Tensor | None) -> Tensor:
+        """The same for numbers (b,) in [0, 1) that are there already. Waits for nothing, so that a graph can hold it.
+
+        seen: None where there is no penalty; uniform: None where this is greedy.
+        """
         logits = penalise(logits, seen, self.repetition_penalty)
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        return draw(self.filter(logits), draws.step())
+        return logits.argmax(dim=-1) if self.greedy else draw(self.filter(logits), uniform)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether chance has no part in it."""
+        return self.temperature == 0
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it asks which tokens were there before."""
+        return self.repetition_penalty != 1
 
     def filter(self, logits: Tensor) -> Tensor:
         """The temperature, then each filter that is set. (b, v) -> (b, v) in at least float32."""
@@ -85,10 +100,14 @@ class Draws:
 
     def step(self) -> Tensor:
         """(b,) float64 in [0, 1), on the CPU, so that a seed means the same on every device."""
-        return torch.cat([torch.rand(1, dtype=torch.float64, generator=each) for each in self.generators])
+        return self.steps(1)[0]
+
+    def steps(self, count: int) -> Tensor:
+        """(count, b): the numbers of as many steps."""
+        return torch.stack([torch.rand(count, dtype=torch.float64, generator=one) for one in self.generators], dim=1)
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalise(logits: Tensor, seen: Tensor | None, penalty: float) -> Tensor:
     """Divide positive logits of seen tokens by the penalty, multiply negative ones: Keskar et al. 2019
     (arXiv:1909.05858), section 4.1, with the sign taken care of. logits (b, v), seen (b, v) bool."""
     if penalty == 1:
@@ -127,8 +146,9 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Invert the cumulative distribution of softmax(logits) at uniform (b,) in [0, 1): (b, v) -> (b,) int64.
 
-    A token of probability 0 is never drawn: the cumulative sum does not rise there.
+    A token of probability 0 is never drawn: the cumulative sum does not rise there. Of NaN it makes a token too, as
+    what looks at the logits may look later.
     """
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
     height = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, height, right=True).squeeze(1)
+    return torch.searchsorted(cumulative, height, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)

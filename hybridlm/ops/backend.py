@@ -58,6 +58,11 @@ def use(backend: str) -> Iterator[None]:
         _preferred = before
 
 
+def preferred() -> str:
+    """What `auto` means here: a backend, or "auto" for the best of each op."""
+    return _preferred
+
+
 @contextmanager
 def trace() -> Iterator[list[Seen]]:
     """Within the block, the list that is given fills with what was chosen for every op that runs."""

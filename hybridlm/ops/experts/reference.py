@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
 
+from hybridlm.recording import recorded
+
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     if _known(counts):
@@ -17,9 +19,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 
 def _known(counts: Tensor) -> bool:
     """Whether there are numbers to look at."""
-    if torch.compiler.is_compiling() or type(counts) is not Tensor or is_wrapped(counts) or counts.is_meta:
-        return False
-    return not (counts.is_cuda and torch.cuda.is_current_stream_capturing())
+    return not (recorded(counts) or type(counts) is not Tensor or is_wrapped(counts) or counts.is_meta)
 
 
 def _gathered(x: Tensor, weight: Tensor, group: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ def _rows(loop: Loop, x: Tensor, weights: Weights, state: Memory, lengths: Tenso
     pad = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
     x, ih = torch.where(pad[..., None], 0, x), weights[0]
     if len(state) == 2:
-        i, f, g, o = ih.new_tensor([-SHUT, SHUT, 0, 0]).repeat_interleave(len(ih) // 4)[:, None].chunk(4)
-        x, ih = torch.cat([x, pad[..., None].to(x.dtype)], dim=-1), torch.cat([ih, torch.cat([i, f, g, o])], dim=-1)
+        gates = [ih.new_full((len(ih) // 4, 1), shut) for shut in (-SHUT, SHUT, 0, 0)]  # i, f, g, o
+        x, ih = torch.cat([x, pad[..., None].to(x.dtype)], dim=-1), torch.cat([ih, torch.cat(gates)], dim=-1)
     y, last = loop(x, state, (ih, *weights[1:]))
     return y, (last_valid(y, state[0], lengths), *last[1:])
 

@@ -42,7 +42,8 @@ class System(NamedTuple):
     def read(self, h: Tensor) -> Tensor:
         """2 Re(C h) for h (b, t, n) complex -> (b, t, d)."""
         h = coordinates(h)
-        C = self.C.to(h.dtype) * h.new_tensor([2, -2])
+        C = self.C.to(h.dtype)
+        C = torch.stack([2 * C[..., 0], -2 * C[..., 1]], dim=-1)
         return h @ rearrange(C, "d n two -> (n two) d")
 
 

@@ -1,0 +1,408 @@
+"""Recorded steps against launched ones, a tape in place of a CUDA graph: tokens, states, stops, errors, staleness."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hybridlm as hl
+from hybridlm.errors import CheckpointError, SpecError, StateError, UnsupportedError
+from hybridlm.infer import Decoder, Sampler, Stream, decoder, enlarge, graphs, release
+from hybridlm.registry import mixers
+from hybridlm.state import leaves
+from hybridlm.testing.patterns import specs
+from tests.infer.tape import NoLooking, Tape, TapeRecorder
+
+V = 48
+SAMPLERS = [
+    Sampler(),
+    Sampler(repetition_penalty=1.3),
+    Sampler(temperature=1.0),
+    Sampler(temperature=0.8, top_k=5),
+    Sampler(temperature=1.5, top_p=0.9),
+    Sampler(temperature=1.2, min_p=0.05, repetition_penalty=0.8),
+    Sampler(temperature=2.0, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.1),
+]
+
+
+@pytest.fixture(autouse=True)
+def log(monkeypatch):
+    """A tape records, on the CPU; what it did."""
+    monkeypatch.setattr(graphs, "recorder_for", TapeRecorder)
+    monkeypatch.setattr(TapeRecorder, "log", [])
+    return TapeRecorder.log
+
+
+def build(pattern="MA", dtype=torch.float64, **spec):
+    model = hl.build(pattern=pattern, d_model=32, vocab_size=V, seed=1, dtype=dtype, **spec)
+    shake(model)
+    return model.eval()
+
+
+def shake(model):
+    noise = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
+
+
+def prompts_of(lengths, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, V, (length,), generator=generator) for length in lengths]
+
+
+def both(model, prompts, new, **how):
+    """Tokens and state of a stream that launches its steps, and of one that replays them."""
+    streams = [Stream(model, prompts, new, cuda_graph=graph, **how) for graph in (False, True)]
+    return [(stream.rest(), stream.counts, stream.state) for stream in streams]
+
+
+def assert_same(launched, replayed):
+    assert torch.equal(launched[0], replayed[0])
+    assert torch.equal(launched[1], replayed[1])
+    assert_same_state(launched[2], replayed[2])
+
+
+def assert_same_state(expected, found):
+    assert torch.equal(found.position, expected.position)
+    assert found.cursor.lengths == expected.cursor.lengths
+    for old, new in zip(leaves(expected.layers), leaves(found.layers), strict=True):
+        for name, tensor in old.tensors().items():
+            shape = tuple(slice(size) for size in tensor.shape)
+            torch.testing.assert_close(new.tensors()[name][shape], tensor, rtol=1e-11, atol=1e-11)
+
+
+# ------------------------------------------------------------------------------------------------ replayed and launched
+@settings(max_examples=20)
+@given(specs(), st.data())
+def test_random_models(spec, data):
+    """Any pattern, ragged prompts, any sampler, with and without stops: tokens, counts and every state tensor."""
+    model = hl.build(seed=1, dtype=torch.float64, **spec)
+    shake(model)
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    stop = data.draw(st.sampled_from([None, [1, 5, 9, 13, 17, 21]]))
+    prompts = [ids % 40 for ids in prompts_of(lengths)]
+    assert_same(*both(model, prompts, 12, sampler=data.draw(st.sampled_from(SAMPLERS)), stop=stop, seed=5))
+
+
+@pytest.mark.parametrize("name", mixers.names())
+def test_every_mixer_waits_for_nothing(name, log):
+    """The tape refuses what waits. Prompts are recorded from the third call on, padded, and here for a whole length."""
+    model = build(f"[{name}] -", blocks={name: {"mixer": {"type": name}}}, mlp="moe")
+    for prompts in (prompts_of([5, 5]), prompts_of([16, 16]), prompts_of([3, 11])):
+        expected = hl.generate(model, prompts, 6, cuda_graph=False)
+        for _ in range(3):
+            found = hl.generate(model, prompts, 6, cuda_graph=True)
+            assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert log.count("record") == 3  # a step, padded prompts of up to 16, those of 16
+    assert "replay" in log[-6:]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_the_same_tokens(sampler):
+    """Over more than one block of numbers that are drawn ahead."""
+    assert_same(*both(build("M"), prompts_of([3, 6]), 70, sampler=sampler, seed=[8, 4]))
+
+
+@pytest.mark.parametrize("pattern", ["W{window: 4}", "W{window: 3}M W{window: 9}", "A@twin M A@twin -", "<M|A>S"])
+def test_rings_wrap_and_weights_are_shared(pattern):
+    assert_same(*both(build(pattern), prompts_of([2, 7]), 30))
+
+
+@pytest.mark.parametrize("pattern", ["MA", "SW{window: 3}m"])
+def test_stopped_rows_stand_still(pattern):
+    model, prompts = build(pattern), prompts_of([3, 4, 2])
+    sampler = Sampler(temperature=2.0)
+    free = Stream(model, prompts, 40, sampler=sampler).rest()
+    launched, replayed = both(model, prompts, 40, sampler=sampler, stop=[int(free[0, 5]), int(free[1, 17])])
+    assert_same(launched, replayed)
+    assert len(set(launched[1].tolist())) > 1, "no row stopped before another"
+
+
+def test_ending_a_row_midway():
+    model, prompts = build("SW{window: 3}m"), prompts_of([3, 4])
+    ends = []
+    for graph in (False, True):
+        stream = Stream(model, prompts, 9, sampler=Sampler(temperature=2.0), cuda_graph=graph)
+        steps = []
+        for tokens in stream:
+            steps.append(tokens)
+            if len(steps) == 4:
+                stream.end(0)
+        ends.append((torch.stack(steps, dim=1), stream.counts, stream.state))
+    assert_same(*ends)
+    assert ends[1][1].tolist() == [4, 9]
+
+
+def test_a_stream_gives_what_generate_gives():
+    model, prompts = build(), prompts_of([4, 2])
+    steps = torch.stack(list(Stream(model, prompts, 20, cuda_graph=True)), dim=1)
+    rows = hl.generate(model, prompts, 20, cuda_graph=True)
+    assert all(torch.equal(steps[i], rows[i][-20:]) for i in range(2))
+
+
+def test_a_state_goes_on_launched_or_replayed(tmp_path):
+    model, (text, question) = build("W{window: 4}MA"), prompts_of([6, 3])
+    first = Stream(model, [text], 20, cuda_graph=True)
+    answer = torch.cat([text, first.rest()[0]])
+    first.state.save(tmp_path / "state")
+    state = enlarge(model, hl.load_state(tmp_path / "state"), 64)
+    expected = hl.generate(model, [torch.cat([answer, question])], 20, cuda_graph=False)[0][-20:]
+    for graph in (False, True):
+        assert torch.equal(hl.generate(model, [question], 20, state=state.fork(), cuda_graph=graph)[0][3:], expected)
+    twin = state.fork()
+    hl.generate(model, [question], 20, state=state, cuda_graph=True)
+    assert_same_state(twin, twin.fork())  # a kept rig does not write into a state that others hold
+    with pytest.raises(StateError, match="consumed"):
+        Stream(model, [question], 2, state=state, cuda_graph=True)
+
+
+def test_a_state_that_gradients_made_is_copied():
+    model = build("MA")
+    state = model(prompts_of([4])[0][None], state=model.init_state(1, 64)).state
+    kept = [tensor.clone() for leaf in leaves(state.layers) for tensor in leaf.tensors().values()]
+    tensors = [tensor for leaf in leaves(state.layers) for tensor in leaf.tensors().values()]
+    hl.generate(model, [[1]], 20, state=state, cuda_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(kept, tensors, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------------------- a Decoder
+def test_a_decoder_steps_decodes_and_reads_on():
+    model, ids = build("W{window: 4}MA"), torch.stack(prompts_of([5, 5]))
+    more = torch.stack(prompts_of([3, 3], seed=9))
+    results = []
+    for graph in (False, True):
+        loop = Decoder(model, model.init_state(2, 64), cuda_graph=graph)
+        tokens = [loop.read(ids)[:, None], loop.step()[:, None], loop.decode(7), loop.read(more)[:, None]]
+        results.append((torch.cat([*tokens, loop.decode(5)], dim=1), loop.counts, loop.state))
+    assert_same(*results)
+    text = torch.cat([ids, results[0][0][:, :9], more, results[0][0][:, 9:]], dim=1)
+    fresh = model(text, state=model.init_state(2, 64)).state
+    assert torch.equal(fresh.position, results[1][2].position)
+    assert_same_state(fresh, results[1][2])
+
+
+def test_capacity_is_checked_before_each_step():
+    for graph in (False, True):
+        model = build("MA")
+        loop = Decoder(model, model.init_state(2, 8), cuda_graph=graph)
+        loop.read(torch.stack(prompts_of([5, 5])))
+        loop.decode(3)
+        with pytest.raises(StateError, match="row 0 would hold 9 tokens, and max_length is 8"):
+            loop.step()
+        assert loop._rig.state.position.tolist() == [8, 8]
+
+
+def test_rows_that_stopped_need_no_room():
+    """The longer row stops; the shorter one may fill its own part of the state, and not more."""
+    model, results = build("MA"), []
+    ids, valid = torch.zeros(2, 6, dtype=torch.int64), torch.ones(2, 6, dtype=torch.bool)
+    valid[1, 2:] = False
+    for graph in (False, True):
+        loop = Decoder(model, model.init_state(2, 8), cuda_graph=graph)
+        loop.read(ids, valid)
+        loop.end(0)
+        results.append(loop.decode(6))
+        assert loop._rig.state.position.tolist() == [7, 8]
+        with pytest.raises(StateError, match="row 1 would hold 9"):
+            loop.step()
+    assert torch.equal(*results)
+
+
+def test_nothing_to_decode_is_said():
+    model = build("M")
+    loop = Decoder(model, model.init_state(1, 8))
+    with pytest.raises(StateError, match="it has read nothing yet"):
+        loop.step()
+    loop.read(torch.zeros(1, 2, dtype=torch.int64))
+    assert loop.state is loop.state
+    with pytest.raises(StateError, match="the state was taken"):
+        loop.decode(1)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=1.0)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_damaged_weights_are_noticed_before_tokens_are_given(sampler, value):
+    """Weights go bad after the first tokens, in place; the steps until the host looks must not harm the device."""
+    model, prompts = build("M"), prompts_of([3, 3])
+    stream = Stream(model, prompts, 40, sampler=sampler, cuda_graph=True)
+    for _ in range(4):
+        next(stream)
+    with torch.no_grad():
+        model.final_norm.weight[3] = value
+        model.lm_head.weight[:, 3] = 1.0
+    with pytest.raises(CheckpointError, match="prompt 0: the model's logits are not finite"):
+        stream.rest()
+    seen = Stream(model, prompts, 60, sampler=sampler, cuda_graph=True)
+    with pytest.raises(CheckpointError):
+        list(seen)
+    assert seen.counts.tolist()[0] <= 2 * decoder.LOOK
+
+
+def test_a_graph_needs_a_gpu(monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(SpecError, match="cuda_graph: the model is on cpu, and a CUDA graph needs a GPU"):
+        hl.generate(build("M"), [[1]], 2, cuda_graph=True)
+    assert len(hl.generate(build("M"), [[1]], 30)[0]) == 31
+
+
+def test_hooks_are_not_passed_over(log):
+    """By itself a hooked model is not recorded; asked to, it refuses; a hook that comes later is called."""
+    model, called = build("M"), []
+    hook = model.blocks[0].mixer.register_forward_hook(lambda *_: called.append(1))
+    hl.generate(model, [[1]], 30)
+    assert len(called) == 30
+    with pytest.raises(UnsupportedError, match="cuda_graph: the model has forward hooks"):
+        hl.generate(model, [[1]], 30, cuda_graph=True)
+    hook.remove()
+    stream = Stream(model, [[1]], 30)
+    for _ in range(5):
+        next(stream)
+    model.blocks[0].mixer.register_forward_hook(lambda *_: called.append(1))
+    list(stream)
+    assert len(called) == 30 + 25
+
+
+class Waits(torch.nn.Module):
+    def forward(self, x):
+        return x * (1.0 if x.sum().item() else 2.0)
+
+
+def test_what_cannot_be_recorded_goes_on_without():
+    model = build("M")
+    model.final_norm = torch.nn.Sequential(model.final_norm, Waits())
+    with pytest.raises(UnsupportedError, match="a step of this model cannot be recorded: item waits"):
+        hl.generate(model, [[1]], 20, cuda_graph=True)
+    expected = hl.generate(model, [[1]], 20, cuda_graph=False)
+    with pytest.warns(RuntimeWarning, match="going on without, which is slower"):
+        found = hl.generate(model, [[1]], 20)
+    assert torch.equal(found[0], expected[0])
+
+
+# ------------------------------------------------------------------------------------------------- what a model keeps
+def test_a_second_call_records_nothing(log):
+    model = build()
+    for _ in range(2):
+        hl.generate(model, prompts_of([4, 4]), 20)
+    assert log.count("record") == 1
+    hl.generate(model, prompts_of([4, 4]), 20, temperature=1.0)
+    assert log.count("record") == 2
+    release(model)
+    hl.generate(model, prompts_of([4, 4]), 20)
+    assert log.count("record") == 3
+
+
+def replace_a_weight(model):
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
+
+
+def replace_a_module(model):
+    model.lm_head = torch.nn.Linear(32, V, bias=True, dtype=torch.float64)
+
+
+def replace_data(model):
+    model.lm_head.weight.data = model.lm_head.weight.flip(0).clone()
+
+
+def write_in_place(model):
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.lm_head.weight.flip(0).clone())
+
+
+@pytest.mark.parametrize("change", [replace_a_weight, replace_a_module, replace_data, write_in_place])
+@pytest.mark.parametrize("midway", [False, True])
+def test_no_recording_goes_stale(change, midway, log):
+    """Law C22, between calls and between steps."""
+    results = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        model = build("MA")
+        hl.generate(model, [[1, 2]], 20, cuda_graph=graph)
+        stream = Stream(model, [[1, 2]], 20, cuda_graph=graph)
+        tokens = [next(stream) for _ in range(5 if midway else 0)]
+        change(model)
+        results.append(torch.cat([*tokens, *stream]))
+    assert torch.equal(*results)
+    assert log.count("record") == (1 if change is write_in_place else 2)
+
+
+def test_settings_and_modes_are_not_baked_in():
+    model = build("SS", torch.float64, dropout=0.5)
+    model.train()
+    for scale in (1.0, 2.0):
+        model.set_time_scale(scale)
+        expected = hl.generate(model, [[1, 2]], 20, cuda_graph=False)
+        assert torch.equal(hl.generate(model, [[1, 2]], 20, cuda_graph=True)[0], expected[0])
+        model.eval()
+
+
+def test_memory_is_given_back(monkeypatch):
+    model = build()
+    hl.generate(model, [[1, 2]], 20, cuda_graph=True)
+    (rig,) = graphs._kept[model]
+    seen = weakref.ref(rig)
+    del rig
+    monkeypatch.setattr(graphs, "SHARE", 0.0)  # as if it were a large part of the memory
+    hl.generate(model, [[1, 2]], 20, cuda_graph=True)
+    gc.collect()
+    assert seen() is None
+    monkeypatch.undo()
+    monkeypatch.setattr(graphs, "recorder_for", TapeRecorder)
+    for length in range(100, 1200, 100):
+        hl.generate(model, torch.ones(1, length, dtype=torch.int64), 2, cuda_graph=True)
+    assert len(graphs._kept[model]) == graphs.KEPT
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert not list(graphs._kept)
+
+
+def test_a_state_that_was_taken_is_the_takers_own():
+    model = build()
+    state = Stream(model, [[1, 2]], 20, cuda_graph=True).state
+    before = [tensor.clone() for leaf in leaves(state.layers) for tensor in leaf.tensors().values()]
+    hl.generate(model, [[3, 4]], 20, cuda_graph=True)
+    after = [tensor for leaf in leaves(state.layers) for tensor in leaf.tensors().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_two_streams_at_once_do_not_share():
+    model, prompts = build(), prompts_of([4, 4])
+    hl.generate(model, prompts[:1], 20, cuda_graph=True)
+    pair = [Stream(model, [prompt], 20, cuda_graph=True) for prompt in prompts]
+    steps = [torch.cat(row) for row in zip(*zip(*pair, strict=True), strict=True)]
+    for prompt, row in zip(prompts, steps, strict=True):
+        assert torch.equal(row, hl.generate(model, [prompt], 20, cuda_graph=False)[0][4:])
+
+
+# ------------------------------------------------------------------------------------------------------------ the tape
+def test_the_tape_is_a_fair_stand_in():
+    """It runs nothing of Python again, leaves memory as it was while it records, and refuses what waits."""
+    x, calls = torch.zeros(3), []
+    tape = Tape()
+    with tape:
+        x.add_(1).view(3)[1:].mul_(2)
+        calls.append(1)
+    tape.put_back()
+    assert x.tolist() == [0, 0, 0]
+    tape.replay()
+    tape.replay()
+    assert x.tolist() == [2, 6, 6]
+    assert calls == [1]
+    looks = [lambda: x.sum().item(), lambda: x.tolist(), lambda: bool(x.any()), lambda: range(3)[x[0].long()]]
+    shapes = [lambda: x[x > 0], lambda: x.nonzero(), lambda: x.unique(), lambda: torch.tensor([1.0])]
+    for waits in looks + shapes:
+        with pytest.raises(RuntimeError, match="waits for the device"), torch.inference_mode(), Tape(), NoLooking():
+            waits()
+
+
+@pytest.mark.parametrize(
+    ("length", "size"), [(1, 16), (16, 16), (17, 24), (25, 32), (33, 48), (1025, 1536), (2048, 2048)]
+)
+def test_buckets(length, size):
+    assert decoder.bucket(length) == size

@@ -3,6 +3,7 @@
 example:
   python -m hybridlm.testing mamba2 attention --dtype bfloat16
   python -m hybridlm.testing my_package.my_mixer:MyMixer --laws C1 C2 C5
+  python -m hybridlm.testing --backend triton --device cuda --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from hybridlm.errors import SpecError
 from hybridlm.layers.mixer import Mixer
 from hybridlm.registry import mixers
 from hybridlm.testing import Result, check_mixer, report, violations
-from hybridlm.testing.check import numbers
+from hybridlm.testing.check import MAY_REFUSE, numbers
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 1 if a law is broken."""
+    """The command; returns 1 if a law is broken. Of all mixers, some may have nothing that runs on a named backend."""
     options = parser().parse_args(arguments)
     found: dict[str, list[Result]] = {}
     try:
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hybridlm.testing: {error}", file=sys.stderr)
         return 2
     report(found)
-    bad = [result for results in found.values() for result in violations(results)]
+    allowed = MAY_REFUSE if options.mixers else (*MAY_REFUSE, "C15")
+    bad = [result for results in found.values() for result in violations(results, allowed)]
     print(f"{sum(map(len, found.values()))} cases, {len(bad)} break a law")
     return 1 if bad else 0
 
@@ -67,7 +69,11 @@ def parser() -> argparse.ArgumentParser:
     known = ", ".join(mixers.names())
     made.add_argument("mixers", nargs="*", help=f"registered names, or module:Class; default: all of {known}")
     made.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, inputs and compute")
-    made.add_argument("--backend", default="auto", help="auto, reference, triton or vendor")
+    made.add_argument(
+        "--backend",
+        default="auto",
+        help="auto, reference, triton or vendor; calls that it does not take go to reference",
+    )
     made.add_argument("--laws", nargs="+", metavar="C1", help=f"of {', '.join(numbers())}; default: all")
     made.add_argument("--d-model", type=int, default=32, help="width (default: %(default)s)")
     made.add_argument("--tokens", type=int, default=70, help="length of the scene, at least 50 (default: %(default)s)")

@@ -21,14 +21,14 @@ from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import SpecError
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer
-from hybridlm.ops.backend import use
+from hybridlm.ops.backend import Seen, trace, use
 from hybridlm.registry import mixers
 from hybridlm.state import ModelState, leaves
 from hybridlm.testing.result import EXACT, FLOOR, Result, distance, measured
 
-MARGIN, MARGIN_FEW, FEW = 1.25, 2.0, 2048
+MARGIN, MARGIN_FEW, FEW, MARGIN_KERNELS = 1.25, 2.0, 2048, 2.0
 """In bf16 and fp16: how much worse than plain eager PyTorch in that dtype; and for a case of few numbers, whose
-roundings are too small a sample to tell 1.25 from 1."""
+roundings are too small a sample to tell 1.25 from 1; and for kernels, which round their operands too."""
 
 SMALL = {"window": 6, "head_dim": 8, "heads": 4, "kv_heads": 2, "d_state": 8}
 """Sizes of a Config, where it has such a field, that put every boundary inside a short sequence."""
@@ -92,6 +92,21 @@ class Subject:
         return self.dtype in EXACT
 
     @property
+    def kernels(self) -> bool:
+        """Whether it may run on others than plain PyTorch and what that calls on a CPU."""
+        return self.backend in ("triton", "vendor") or (self.backend == "auto" and self.device.type != "cpu")
+
+    def ran(self) -> list[Seen]:
+        """What every op ran on: rows without a state, with gradients; rows from one, without; one token after them."""
+        with trace() as seen:
+            with torch.enable_grad():
+                self.run(self.scene.detach().clone().requires_grad_())
+            with torch.no_grad():
+                _, state = self.run(self.scene, self.init_state(self.rows))
+                self.run(self.scene[:, :1], state)
+        return list(dict.fromkeys(seen))
+
+    @property
     def room(self) -> int:
         """max_length of the states of the scene."""
         return self.tokens + 8
@@ -150,7 +165,7 @@ class Subject:
         if self.exact:
             return self.limit
         plain, want = pick(self.plain), pick(self.truth)
-        margin = MARGIN if want.numel() >= FEW else MARGIN_FEW
+        margin = MARGIN_KERNELS if self.kernels else MARGIN if want.numel() >= FEW else MARGIN_FEW
         return max(margin * distance(plain.flatten(0, -2), want.flatten(0, -2))[0], EXACT[torch.float32])
 
     @property

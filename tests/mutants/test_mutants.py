@@ -68,7 +68,8 @@ def test_patched_mutant_is_caught(name):
 
 def test_there_are_enough():
     assert len(TOY_MUTANTS) + len(PATCHES) >= 40
-    assert {law for law, *_ in [*TOY_MUTANTS.values(), *PATCHES.values()]} == set(numbers())
+    named = {law for law, *_ in [*TOY_MUTANTS.values(), *PATCHES.values()]}
+    assert named == set(numbers()) - {"C15"}  # which compares nothing: it says what ran
 
 
 class Silent(Toy):

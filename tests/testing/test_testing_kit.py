@@ -13,8 +13,10 @@ from rich.console import Console
 import hybridlm as hl
 from hybridlm.errors import SpecError
 from hybridlm.layers.attention import Attention
+from hybridlm.ops.backend import Seen
 from hybridlm.testing import LAWS, Result, Solo, assert_laws, check_mixer, check_model, report, require, violations
 from hybridlm.testing.__main__ import main
+from hybridlm.testing.laws.kernels import reasons
 from hybridlm.testing.patterns import alphabet, specs
 from hybridlm.testing.result import distance, measured, raises, same
 from hybridlm.testing.subject import SMALL
@@ -175,3 +177,42 @@ def test_drawn_specs_are_legal(spec):
     with torch.device("meta"):
         built = hl.build(**spec, device="meta")
     assert 1 <= len(built.blocks) <= 24
+
+
+# ------------------------------------------------------------------------------------------------------------ backends
+def test_a_backend_on_which_nothing_ran_is_said_and_nothing_else():
+    """The reference would answer for it, and keep every law."""
+    (only,) = check_mixer("s4", "vendor")
+    assert (only.law, only.verdict) == ("C15", "refused")
+    assert "s4_scan" in only.detail
+    assert "has no vendor backend" in only.detail
+    with pytest.raises(AssertionError, match="1 cases break a law"):
+        assert_laws("s4", "vendor", laws=["C1"])
+
+
+def test_a_backend_on_which_something_ran_is_named():
+    ran = [r.case for r in check_mixer("attention", "vendor", laws=["C15"])]
+    assert ran == ["attention ran on vendor"]
+    assert {r.law for r in check_mixer("attention", "vendor", laws=["C1", "C3"])} == {"C1", "C3"}
+    assert "ssd ran on reference" in [r.case for r in check_mixer("mamba2", laws=["C15"])]
+
+
+def test_why_an_op_ran_elsewhere():
+    seen = [Seen("ssd", "reference", (("vendor", "it needs a GPU"),)), Seen("norm", "reference", ())]
+    assert reasons(seen, "vendor") == "ssd: it needs a GPU; norm: has no vendor backend"
+
+
+def test_kernels_may_be_twice_as_far_off_as_plain_pytorch():
+    by_backend = {name: Solo("attention", backend=name).kernels for name in ("auto", "reference", "vendor", "triton")}
+    assert by_backend == {"auto": False, "reference": False, "vendor": True, "triton": True}
+    plain, kernels = (Solo("attention", dtype=torch.bfloat16, backend=name) for name in ("reference", "vendor"))
+    assert kernels.allowed(lambda trace: trace.y) == pytest.approx(plain.allowed(lambda trace: trace.y) * 2 / 1.25)
+
+
+def test_the_command_counts_no_mixer_that_has_nothing_to_run(capsys):
+    assert main(["s4", "--backend", "vendor", "--laws", "C15"]) == 1
+    assert main(["--backend", "vendor", "--laws", "C15", "--dtype", "float64"]) == 0
+    out = capsys.readouterr().out
+    assert "rwkv7" in out
+    assert "ref." in out
+    assert "0 break a law" in out

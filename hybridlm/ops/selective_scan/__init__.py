@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked
+from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked, triton_lacks
 from hybridlm.ops.decoding import step_lacks
 from hybridlm.ops.selective_scan import reference
 from hybridlm.ops.selective_scan.reference import scan_flops
@@ -36,13 +36,21 @@ def selective_scan(
     in_place: the memory of `state` may be written over, and is then what is returned; for calls without gradients.
     Computed in at least float32, autocast or not, which is the dtype of h; y has the dtype of x. t >= 1.
     """
-    step = kernels("hybridlm.ops.selective_scan.triton_step")
-    lacks = step_lacks(x, state, dt, A, B, C, D, document=document, in_place=in_place)
-    lacks = lacks or ("the kernel of decoding discretises by Euler's rule" if zoh else None)
-    offers = {
-        "triton": Offer(step and step.selective_scan, lacks, triton_asked(x)),
-        "reference": reference.selective_scan,
-    }
+    step = not zoh and step_lacks(x, state, dt, A, B, C, D, document=document, in_place=in_place) is None
+    offers = {"triton": _step(x) if step else _walk(x, dt, A, zoh), "reference": reference.selective_scan}
     run = resolve("selective_scan", backend, offers)
     with torch.autocast(x.device.type, enabled=False):
         return run(x, dt, A, B, C, D, state, document, zoh)
+
+
+def _step(x: Tensor) -> Offer:
+    """The kernel of decoding, for a call that it can take."""
+    return Offer(kernels("hybridlm.ops.selective_scan.triton_step").selective_scan, asked=triton_asked(x))
+
+
+def _walk(x: Tensor, dt: Tensor, A: Tensor, zoh: bool) -> Offer:
+    """The kernels for many tokens."""
+    walk = kernels("hybridlm.ops.selective_scan.triton")
+    if walk is None:
+        return Offer(None, triton_lacks(x))
+    return Offer(walk.selective_scan, walk.lacks(x, dt, A, zoh), triton_asked(x))

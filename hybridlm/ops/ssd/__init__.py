@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked
+from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked, triton_lacks
 from hybridlm.ops.decoding import step_lacks
 from hybridlm.ops.ssd import reference
 from hybridlm.ops.ssd.reference import ssd_flops
@@ -35,9 +35,20 @@ def ssd(
     in_place: the memory of `state` may be written over, and is then what is returned; for calls without gradients.
     Computed in at least float32, autocast or not, which is the dtype of H; y has the dtype of x. t >= 1.
     """
-    step = kernels("hybridlm.ops.ssd.triton_step")
-    lacks = step_lacks(x, state, dt, A, B, C, D, document=document, in_place=in_place)
-    offers = {"triton": Offer(step and step.ssd, lacks, triton_asked(x)), "reference": reference.ssd}
-    run = resolve("ssd", backend, offers)
+    one = x.shape[1] == 1
+    ours = _step(x, dt, A, B, C, D, state, document, in_place) if one else _chunks(x, B, C)
+    run = resolve("ssd", backend, {"triton": ours, "reference": reference.ssd})
     with torch.autocast(x.device.type, enabled=False):
         return run(x, dt, A, B, C, D, state, document, chunk)
+
+
+def _step(x, dt, A, B, C, D, state, document, in_place: bool) -> Offer:
+    k = kernels("hybridlm.ops.ssd.triton_step")
+    return Offer(
+        k and k.ssd, step_lacks(x, state, dt, A, B, C, D, document=document, in_place=in_place), triton_asked(x)
+    )
+
+
+def _chunks(x: Tensor, B: Tensor, C: Tensor) -> Offer:
+    k = kernels("hybridlm.ops.ssd.triton")
+    return Offer(k and k.ssd, k.lacks(x, B, C) if k else triton_lacks(x), triton_asked(x))

@@ -1,0 +1,234 @@
+"""Kernels of SSD that forward and backward share: decays inside a chunk, and the state or its adjoint between chunks.
+
+The rows of `steps` (5, b, h, chunks * size), float32, with a_t = log2(e) dt_t A and sums inside a chunk only:
+    0 dt     1, 2 a_1 + ... + a_i, its upper and its lower digits
+    3 since  exp2(a_1 + ... + a_i), what is left at i of the state before the chunk; 0 where a document began since
+    4 until  exp2(a_{j+1} + ... + a_c), what is left at the chunk's end of what j wrote; 0 where a document began since
+Tokens past the end have dt = 0 and belong to the last document.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Tuning(NamedTuple):
+    """How the kernels are cut; changes speed, not results. Pairs are (warps, stages).
+
+    chunk: tokens between states that are stored. width: columns of the state in one program of the walk.
+    rows:  tokens of a chunk that one program computes. heads: how many it computes in turn, sharing C B^T.
+    fine: decays to the last digit of float32.
+    """
+
+    chunk: int = 128
+    width: int = 64
+    walk: tuple[int, int] = (4, 3)
+    rows: int = 64
+    heads: int = 8
+    outputs: tuple[int, int] = (4, 2)
+    back_rows: int = 64
+    back_heads: int = 8
+    back: tuple[int, int] = (8, 1)
+    fine: bool = False
+
+
+class Sizes(NamedTuple):
+    """b rows of t tokens, h heads of width p, g groups of state size n, cut into chunks of `size` tokens."""
+
+    b: int
+    t: int
+    h: int
+    p: int
+    g: int
+    n: int
+    size: int
+
+    @property
+    def chunks(self) -> int:
+        return triton.cdiv(self.t, self.size)
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """p and n as widths of a matrix product."""
+        return tuple(max(16, triton.next_power_of_2(width)) for width in (self.p, self.n))
+
+
+def tuning(x: Tensor, B: Tensor) -> Tuning:
+    """How calls of this dtype and size are cut."""
+    if x.dtype == torch.float32:  # without tensor cores: what fits in registers counts
+        return Tuning(32, 32, (4, 1), 32, 4, (4, 1), 32, 4, (4, 1), fine=True)
+    if x.shape[3] * B.shape[3] > 64 * 128:
+        return Tuning(64, 64, (4, 2), 64, 4, (4, 1), 64, 4, (8, 1))
+    return Tuning()
+
+
+def sizes(x: Tensor, B: Tensor, size: int) -> Sizes:
+    b, t, h, p = x.shape
+    return Sizes(b, t, h, p, *B.shape[2:], size)
+
+
+def rows_of(v: Tensor) -> tuple[Tensor, int, int, int]:
+    """v (b, t, heads, width) whose last dimension is dense, and its strides before that."""
+    v = v if v.stride(3) == 1 else v.contiguous()
+    return v, *v.stride()[:3]
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+def steps(dt: Tensor, A: Tensor, document: Tensor | None, s: Sizes) -> Tensor:
+    """dt (b, t, h) and A (h,) -> (5, b, h, chunks * size), see above."""
+    out = torch.empty(5, s.b, s.h, s.chunks * s.size, dtype=torch.float32, device=dt.device)
+    heads = min(16, triton.next_power_of_2(s.h))
+    packed = document is not None
+    document = document if packed else dt
+    grid = (s.b * s.chunks, triton.cdiv(s.h, heads))
+    strides = (*dt.stride(), *document.stride()[:2])
+    _steps[grid](dt, A, document, out, s.t, s.h, s.chunks, out[0].numel(), *strides, s.size, heads, packed, num_warps=4)
+    return out
+
+
+@triton.jit
+def _steps(
+    dt, A, document, out, t, h, chunks, plane, dt_b, dt_t, dt_h, document_b, document_t,
+    SIZE: tl.constexpr, HEADS: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    row, z = tl.program_id(0).to(tl.int64) // chunks, tl.program_id(0).to(tl.int64) % chunks
+    at, head = z * SIZE + tl.arange(0, SIZE), tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    there = (at < t)[:, None] & (head < h)[None, :]
+    step = tl.load(dt + row * dt_b + at[:, None] * dt_t + head[None, :] * dt_h, there, 0.0).to(tl.float32)
+    rate = tl.load(A + head, head < h, 0.0).to(tl.float32)
+    decay = tl.maximum(step * rate[None, :], -104.0).to(
+        tl.float64
+    )  # exp(-104) is zero; more would cost the sums digits
+    decay = decay * 1.4426950216293335 + decay * 1.9259629911266175e-08  # log2(e), in two numbers that float32 holds
+    sums, total = tl.cumsum(decay, 0), tl.sum(decay, 0)
+    since, until = tl.exp2(sums.to(tl.float32)), tl.exp2((total[None, :] - sums).to(tl.float32))
+    if PACKED:
+        document += row * document_b
+        mine = tl.load(document + tl.minimum(at, t - 1) * document_t)[:, None]
+        first = tl.load(document + (z * SIZE - 1) * document_t, z > 0, 0)
+        last = tl.load(document + (tl.minimum(z * SIZE + SIZE, t) - 1) * document_t)
+        since, until = tl.where(mine == first, since, 0.0), tl.where(mine == last, until, 0.0)
+    upper = sums.to(tl.float32)
+    out += (row * h + head[None, :]) * chunks * SIZE + at[:, None]
+    there = (at >= 0)[:, None] & (head < h)[None, :]
+    tl.store(out, step, there)
+    tl.store(out + plane, upper, there)
+    tl.store(out + 2 * plane, (sums - upper.to(tl.float64)).to(tl.float32), there)
+    tl.store(out + 3 * plane, since, there)
+    tl.store(out + 4 * plane, until, there)
+
+
+@triton.jit
+def decay_mask(steps, plane, i, j, visible, FINE: tl.constexpr):
+    """exp2(a_{j+1} + ... + a_i), 0 where j is not visible. steps: of this head and chunk; i and j: (I, 1) and (1, J)
+    or the other way round."""
+    between = tl.load(steps + plane + i) - tl.load(steps + plane + j)
+    if FINE:
+        between += tl.load(steps + 2 * plane + i) - tl.load(steps + 2 * plane + j)
+    return tl.exp2(tl.where(visible, between, float("-inf")))
+
+
+@triton.jit
+def visible(document, document_t, i, j, tokens, PACKED: tl.constexpr):
+    """Whether place i of a chunk sees place j: j <= i in the same document. document: at the chunk's first token."""
+    sees = i >= j
+    if PACKED:
+        mine = tl.load(document + tl.minimum(i, tokens - 1) * document_t)
+        sees = sees & (mine == tl.load(document + tl.minimum(j, tokens - 1) * document_t))
+    return sees
+
+
+@triton.jit
+def place(chunks, g, r, BLOCKS: tl.constexpr, HEADS: tl.constexpr):
+    """What a program computes: (row, chunk, block of rows in it, group, share, first head and the end of them)."""
+    pid, shares = tl.program_id(0).to(tl.int64), tl.cdiv(r, HEADS)
+    share, pid = pid % shares, pid // shares
+    group, pid = pid % g, pid // g
+    block, pid = (pid % BLOCKS).to(tl.int32), pid // BLOCKS
+    first = group * r + share * HEADS
+    return pid // chunks, pid % chunks, block, group, share, first, tl.minimum(first + HEADS, group * r + r)
+
+
+@triton.jit
+def tile(v, at, stride, wide, tokens, width):
+    """v[at, wide], 0 past the chunk's tokens and past the width."""
+    return tl.load(v + at[:, None] * stride + wide[None, :], (at < tokens)[:, None] & (wide < width)[None, :], 0.0)
+
+
+@triton.jit
+def turned(v, at, stride, wide, tokens, width):
+    """The transpose of `tile`, read so from memory."""
+    return tl.load(v + at[None, :] * stride + wide[:, None], (at < tokens)[None, :] & (wide < width)[:, None], 0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------- walk
+def states(x, B, steps, initial, s: Sizes, tuning: Tuning) -> tuple[Tensor, Tensor]:
+    """The state before each chunk (b, h, chunks, p, n) in the dtype of x, and after the last (b, h, p, n), float32."""
+    before, last, _ = _walk(x, B, steps, initial, None, s, tuning)
+    return before, last
+
+
+def adjoints(dy, C, steps, final, before, s: Sizes, tuning: Tuning) -> tuple[Tensor, Tensor, Tensor]:
+    """From the right: the state's gradient after each chunk, that of the initial state, and (b, h, chunks, parts),
+    which sum to <what is left of the state before the chunk, gradient after it>."""
+    return _walk(dy, C, steps, final, before, s, tuning)
+
+
+def _walk(v, k, steps, initial, other, s: Sizes, tuning: Tuning) -> tuple[Tensor, Tensor, Tensor]:
+    back, given = other is not None, initial is not None
+    P, N = s.padded
+    width = min(N, tuning.width)
+    tiles = triton.cdiv(s.n, width)
+    stored = torch.empty(s.b, s.h, s.chunks, s.p, s.n, dtype=v.dtype, device=v.device)
+    last = torch.empty(s.b, s.h, s.p, s.n, dtype=torch.float32, device=v.device)
+    inner = torch.empty(s.b, s.h, s.chunks, tiles, dtype=torch.float32, device=v.device) if back else last
+    warps, stages = tuning.walk
+    _walk_kernel[(s.b * s.h * tiles,)](
+        *rows_of(v), *rows_of(k), steps, initial if given else last, other if back else stored, stored, last, inner,
+        s.t, s.h, s.p, s.n, s.h // s.g, s.chunks, steps[0].numel(),
+        s.size, P, width, given, back, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return stored, last, inner
+
+
+@triton.jit
+def _walk_kernel(
+    v, v_b, v_t, v_h, k, k_b, k_t, k_g, steps, initial, other, stored, last, inner, t, h, p, n, r, chunks, plane,
+    SIZE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, GIVEN: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    pid, tiles = tl.program_id(0).to(tl.int64), tl.cdiv(n, N)
+    head, tile = pid // tiles, pid % tiles  # of all rows
+    v += (head // h) * v_b + (head % h) * v_h
+    k += (head // h) * k_b + (head % h) // r * k_g
+    i, j = tl.arange(0, P)[:, None], tile * N + tl.arange(0, N)[None, :]
+    inside, spot = (i < p) & (j < n), i * n + j
+    steps += head * chunks * SIZE
+    S = tl.zeros((P, N), tl.float32)
+    if GIVEN:
+        S = tl.load(initial + head * p * n + spot, inside, 0.0)
+    for at in range(head * chunks, head * chunks + chunks):  # in 64 bits, as head is
+        z = head * chunks + chunks - 1 - at if BACK else at - head * chunks
+        place = (head * chunks + z) * p * n + spot
+        tl.store(stored + place, S.to(stored.dtype.element_ty), inside)
+        through = tl.load(steps + 3 * plane + z * SIZE + SIZE - 1)
+        if BACK:
+            met = tl.sum(tl.sum(S * tl.load(other + place, inside, 0.0).to(tl.float32), 1), 0)
+            tl.store(inner + (head * chunks + z) * tiles + tile, through * met)
+        S = _add_chunk(S * through, v, v_t, k, k_t, steps + z * SIZE, plane, i, j, z * SIZE, t, p, n, SIZE, BACK)
+    tl.store(last + head * p * n + spot, S, inside)
+
+
+@triton.jit
+def _add_chunk(S, v, v_t, k, k_t, steps, plane, i, j, start, t, p, n, SIZE: tl.constexpr, BACK: tl.constexpr):
+    """S + sum over a chunk of weight v k^T, the weight being `until dt` of a state and `since` of its adjoint."""
+    at = tl.arange(0, SIZE)
+    weight = tl.load(steps + (3 * plane if BACK else 4 * plane) + at)
+    if not BACK:
+        weight *= tl.load(steps + at)
+    there = start + at < t
+    v = tl.load(v + start * v_t + at[None, :] * v_t + i, there[None, :] & (i < p), 0.0)
+    k = tl.load(k + start * k_t + at[:, None] * k_t + j, there[:, None] & (j < n), 0.0)
+    return tl.dot((v * weight[None, :]).to(k.dtype), k, S, input_precision="ieee")

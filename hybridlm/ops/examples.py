@@ -81,7 +81,7 @@ def _causal_conv1d(d: Draw) -> Drawn:
 
 
 def _selective_scan(d: Draw) -> Drawn:
-    n = min(d.n, 16)
+    n = min(d.n, 16, d.d // 8)
     tensors = {"x": d.normal(d.b, d.t, d.d), "dt": d.steps(d.b, d.t, d.d), "A": -d.between(1, 16, d.d, n)}
     tensors |= {"B": d.normal(d.b, d.t, n), "C": d.normal(d.b, d.t, n), "D": d.wide(d.d)}
     return selective_scan, tensors | d.state(d.b, d.d, n), d.document()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hybridlm.ops.backend import triton_lacks
 from hybridlm.ops.selective_scan.triton_gradients import MARK, gradients
-from hybridlm.ops.selective_scan.triton_walk import LOG2E, Scan, walk
+from hybridlm.ops.selective_scan.triton_walk import LOG2E, Scan, walk, written
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST = 256  # states of a channel
@@ -42,10 +42,10 @@ def _selective_scan(
     state: Tensor | None,
     document: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = written(x)
     with torch.cuda.device_of(x):
         last = walk(prepared(x, dt, A, B, C, D, document), folded(state), y, None, MARK)
-    return y, last.transpose(1, 2).contiguous()
+    return y.to(x.dtype), last.transpose(1, 2).contiguous()
 
 
 @_selective_scan.register_fake
@@ -62,7 +62,7 @@ def _backward(
     dy = torch.zeros_like(x) if dy is None else rows(dy)
     with torch.cuda.device_of(x):
         dx, ddt, dA, dB, dC, dD, dstate = gradients(scan, folded(state), dy, folded(dlast))
-    found = [dx, ddt.to(dt.dtype), dA.T.contiguous().to(A.dtype)]
+    found = [dx.to(x.dtype), ddt.to(dt.dtype), dA.T.contiguous().to(A.dtype)]
     found += [dB.to(B.dtype).contiguous(), dC.to(C.dtype).contiguous()]
     found += [] if D is None else [dD.to(D.dtype)]
     return found if state is None else [*found, dstate.transpose(1, 2).contiguous().to(state.dtype)]

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybridlm.ops.selective_scan.triton_walk import Scan, _or, growth, loaded, walk, walk_back
+from hybridlm.ops.selective_scan.triton_walk import Scan, _or, growth, loaded, walk, walk_back, written
 
 MARK = 8  # tokens of a tile
 WIDE = 64  # channels of a tile, held by one warp
@@ -27,7 +27,7 @@ def gradients(
     scan: Scan, start: Tensor | None, dy: Tensor, dlast: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """start, dlast (b, n, d) -> dx, ddt (b, t, d), dA (n, d), dB, dC (b, t, n), dD (d), dstart (b, n, d)."""
-    dx, ddt = (torch.empty(scan.x.shape, dtype=v.dtype, device=v.device) for v in (scan.x, scan.A))
+    dx, ddt = written(scan.x), torch.empty(scan.x.shape, device=scan.x.device)
     dB, dC, rest = 0, 0, []
     for part in parts(scan):
         given = (None if v is None else v[..., part].contiguous() for v in (start, dlast))

@@ -51,6 +51,11 @@ class Scan(NamedTuple):
         return *self.x.shape, len(self.A)
 
 
+def written(like: Tensor) -> Tensor:
+    """Memory for what a kernel gives in the dtype of x; Triton's interpreter would cut bf16 off, where a GPU rounds."""
+    return torch.empty(like.shape, dtype=torch.float32 if INTERPRETING else like.dtype, device=like.device)
+
+
 def geometry(n: int) -> tuple[int, int, int]:
     """(n filled up to a power of two, channels of a program, warps): 16 states a thread."""
     padded = max(2, triton.next_power_of_2(n))

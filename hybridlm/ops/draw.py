@@ -39,12 +39,20 @@ class Example(NamedTuple):
 
     def __call__(self, backend: str = "auto") -> tuple[Tensor, ...]:
         """Everything that the call returns: y, then the final state, if there is one. y is 0 at pads."""
-        found = self.call(**self.tensors, **self.given, backend=backend)
+        tensors = self.tensors
+        if self.decoding:  # which writes over its state
+            tensors = {name: v.clone() if name == "state" else v for name, v in tensors.items()}
+        found = self.call(**tensors, **self.given, backend=backend)
         y, *rest = found if isinstance(found, tuple) else (found,)
         if (lengths := self.given.get("lengths")) is not None:
             valid = torch.arange(y.shape[1], device=y.device) < lengths[:, None]
             y = torch.where(valid[..., None], y, 0)
         return y, *_flat(rest)
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it is a call without gradients, whose state may be written over."""
+        return self.case == "decoding"
 
     def double(self) -> "Example":
         """The same numbers, as they were rounded, in float64."""
@@ -67,7 +75,7 @@ class Draw:
     def __init__(self, case: str, sizes: Sizes, device: torch.device | str, dtype: torch.dtype, seed: int):
         self.case, self.device, self.dtype = case, torch.device(device), dtype
         self.b, self.t, self.d, self.h, self.p, self.g, self.n, self.v = sizes
-        self.t = 1 if case == "token" else self.t
+        self.t = 1 if case in ("token", "decoding") else self.t
         self.float = torch.promote_types(dtype, torch.float32)
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -96,6 +104,10 @@ class Draw:
         steps = torch.arange(self.t, device=self.device)
         number = ((2 * steps + 0.25).sqrt() - 0.5).floor().long()  # of i, how many sums 1, 1 + 2, ... are at most i
         return {"document": number + torch.arange(self.b, device=self.device).clamp(max=1)[:, None]}
+
+    def in_place(self) -> dict[str, bool]:
+        """In the case `decoding`: the state may be written over."""
+        return {"in_place": True} if self.case == "decoding" else {}
 
     def lengths(self) -> dict[str, Tensor]:
         """In the case `ragged`: one row is full, the others are half full."""

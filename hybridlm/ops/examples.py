@@ -5,8 +5,8 @@
 
 A case says what the call has besides its inputs. `plain`: nothing; `state`: a state before the first token, and one
 after the last; `packed`: a state and documents of 1, 2, 3, ... tokens; `ragged`: a state and rows of unequal length;
-`token`: one token after a state, as in decoding. Others are one op's own. To add an op: a function that takes a `Draw`
-and its entry in OPS.
+`token`: one token after a state; `decoding`: the same without gradients, in the state's memory. Others are one op's
+own. To add an op: a function that takes a `Draw` and its entry in OPS.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ from hybridlm.ops.draw import SMALL, Draw, Example, Sizes
 from hybridlm.ops.experts import grouped_linear
 from hybridlm.ops.gated_delta_rule import gated_delta_rule
 from hybridlm.ops.generalized_delta_rule import generalized_delta_rule
+from hybridlm.ops.linear import linear
 from hybridlm.ops.linear_attention import linear_attention
 from hybridlm.ops.long_conv import long_conv
 from hybridlm.ops.norm import gated_rms_norm, group_norm, l2_norm, layer_norm, rms_norm
@@ -77,20 +78,20 @@ def _rotary(d: Draw) -> Drawn:
 def _causal_conv1d(d: Draw) -> Drawn:
     weight, bias = d.normal(d.d, 1, 4, scale=0.5), d.normal(d.d)
     tensors = {"x": d.normal(d.b, d.t, d.d), "weight": weight, "bias": bias, **d.state(d.b, d.d, 3, dtype=d.dtype)}
-    return causal_conv1d, tensors, {"activation": "silu", **d.document(), **d.lengths()}
+    return causal_conv1d, tensors, {"activation": "silu", **d.document(), **d.lengths(), **d.in_place()}
 
 
 def _selective_scan(d: Draw) -> Drawn:
     n = min(d.n, 16, d.d // 8)
     tensors = {"x": d.normal(d.b, d.t, d.d), "dt": d.steps(d.b, d.t, d.d), "A": -d.between(1, 16, d.d, n)}
     tensors |= {"B": d.normal(d.b, d.t, n), "C": d.normal(d.b, d.t, n), "D": d.wide(d.d)}
-    return selective_scan, tensors | d.state(d.b, d.d, n), d.document()
+    return selective_scan, tensors | d.state(d.b, d.d, n), d.document() | d.in_place()
 
 
 def _ssd(d: Draw) -> Drawn:
     tensors = {"x": d.normal(d.b, d.t, d.h, d.p), "dt": d.steps(d.b, d.t, d.h), "A": -d.between(1, 16, d.h)}
     tensors |= {name: d.normal(d.b, d.t, d.g, d.n) for name in ("B", "C")} | {"D": d.wide(d.h)}
-    return ssd, tensors | d.state(d.b, d.h, d.p, d.n), d.document()
+    return ssd, tensors | d.state(d.b, d.h, d.p, d.n), d.document() | d.in_place()
 
 
 def _trapezoidal_ssd(d: Draw) -> Drawn:
@@ -222,6 +223,12 @@ def _loss_of(*, x: Tensor, weight: Tensor, targets: Tensor, chunk: int, layer: b
     return linear_cross_entropy(x, head, targets, chunk, backend)
 
 
+def _linear(d: Draw) -> Drawn:
+    """One row of activations for each of b, as in decoding, or all tokens of them."""
+    shape = (d.b, d.d) if d.case == "decoding" else (d.b, d.t, d.d)
+    return linear, {"x": d.normal(*shape), "weight": d.normal(2 * d.d, d.d, scale=d.d**-0.5)}, {}
+
+
 def _grouped_linear(d: Draw) -> Drawn:
     rows, experts = d.b * d.t, 8
     counts = torch.full((experts,), rows // experts, device=d.device)
@@ -238,9 +245,9 @@ OPS: dict[str, tuple[Callable[[Draw], Drawn], tuple[str, ...]]] = {
     "window_attention": (_window_attention, ("plain", "after", "packed")),
     "cached_attention": (_cached_attention, ("one", "chunk")),
     "rotary": (_rotary, ("plain",)),
-    "causal_conv1d": (_causal_conv1d, WITH_LENGTHS),
-    "selective_scan": (_selective_scan, RECURRENT),
-    "ssd": (_ssd, RECURRENT),
+    "causal_conv1d": (_causal_conv1d, (*WITH_LENGTHS, "decoding")),
+    "selective_scan": (_selective_scan, (*RECURRENT, "decoding")),
+    "ssd": (_ssd, (*RECURRENT, "decoding")),
     "trapezoidal_ssd": (_trapezoidal_ssd, RECURRENT),
     "linear_attention": (_linear_attention, (*RECURRENT, "channels")),
     "gated_delta_rule": (_gated_delta_rule, RECURRENT),
@@ -260,6 +267,7 @@ OPS: dict[str, tuple[Callable[[Draw], Drawn], tuple[str, ...]]] = {
     "group_norm": (_norm(group_norm, bias=True, groups=4), ("plain",)),
     "l2_norm": (_norm(l2_norm), ("plain",)),
     "linear_cross_entropy": (_linear_cross_entropy, ("plain", "layer")),
+    "linear": (_linear, ("plain", "decoding")),
     "grouped_linear": (_grouped_linear, ("plain",)),
 }
 

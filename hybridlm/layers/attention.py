@@ -20,9 +20,9 @@ from hybridlm.layers.heads import (
     heads_cost,
     last_document,
     seen_in_both,
-    write,
 )
 from hybridlm.ops.attention import attention, cached_attention
+from hybridlm.ops.slots import write_slots
 from hybridlm.state import LayerState
 
 
@@ -70,10 +70,8 @@ class Attention(Heads):
 
     def remember(self, state: KVState, k: Tensor, v: Tensor, ctx: Context) -> KVState:
         """Write the last document's valid tokens to the slots of their positions."""
-        keep = last_document(ctx)
-        return state.advance(
-            k=write(state, state.k, k, ctx.positions, keep), v=write(state, state.v, v, ctx.positions, keep)
-        )
+        k, v = write_slots((state.k, state.v), (k, v), ctx.positions, last_document(ctx), in_place=state.in_place)
+        return state.advance(k=k, v=v)
 
     def attend_call(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
         """Nothing came before: each document attends to itself. Pads stand on the right, out of everyone's sight."""

@@ -27,9 +27,9 @@ from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
-from hybridlm.layers.softplus import softplus
 from hybridlm.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_flops
 from hybridlm.ops.norm import l2_norm
+from hybridlm.ops.steps import softplus
 from hybridlm.state import LayerState
 
 UNIT = 1e-6  # beside the squared length of a query or key, which may be 0

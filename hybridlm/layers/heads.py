@@ -19,7 +19,6 @@ from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.ops.attention import causal_in_document, up_to
 from hybridlm.ops.rotary import rotary
-from hybridlm.state import LayerState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,52 +115,6 @@ class Heads(Mixer):
     def merge(self, y: Float[Tensor, "b t h p"]) -> Float[Tensor, "b t e"]:
         """Heads -> the residual stream."""
         return self.o_proj(rearrange(y, "b t h p -> b t (h p)"))
-
-
-def write(state: LayerState, cache: Tensor, new: Tensor, slots: Tensor, keep: Tensor | None) -> Tensor:
-    """A state's cache (b, s, ...) with new (b, t, ...) at slots (b, t) where keep (b, t); in place if it may be.
-
-    Which tokens are kept is a matter of the device alone: no shape depends on it, and the host does not wait for it.
-    """
-    new = new.to(cache.dtype)
-    if keep is not None and not state.in_place:
-        return _mapped(cache, new, slots, keep)
-    rows = torch.arange(cache.shape[0], device=cache.device)[:, None].expand_as(slots)
-    if keep is not None:
-        slots, new = _repeated(cache, new, slots, keep)
-    put = cache.index_put_ if state.in_place else cache.index_put
-    return put((rows, slots), new)
-
-
-def _repeated(cache: Tensor, new: Tensor, slots: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """slots and new with every token that is not kept replaced by its row's last one that is, which is then written
-    again; a row that keeps none writes what is in the slot of its first token, or in the last slot."""
-    if keep.shape[1] > 1:
-        steps = torch.arange(keep.shape[1], device=keep.device)
-        last = torch.where(keep, steps, 0).amax(dim=1, keepdim=True)
-        source = torch.where(keep, steps, last)
-        slots, new, keep = slots.gather(1, source), _taken(new, source), keep.any(dim=1, keepdim=True)
-    slots = slots.clamp(max=cache.shape[1] - 1)
-    return slots, torch.where(_as_wide(keep, new), new, _taken(cache, slots[:, :1]))
-
-
-def _mapped(cache: Tensor, new: Tensor, slots: Tensor, keep: Tensor) -> Tensor:
-    """The same as a choice for every slot, through which gradients flow once."""
-    size = cache.shape[1]
-    steps = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-    chosen = torch.full((len(cache), size + 1), -1, device=keep.device)
-    chosen = chosen.scatter(1, torch.where(keep, slots, size), steps)[:, :size]  # what is not kept goes behind the end
-    return torch.where(_as_wide(chosen >= 0, cache), _taken(new, chosen.clamp(min=0)), cache)
-
-
-def _taken(x: Tensor, index: Tensor) -> Tensor:
-    """x (b, t, ...) gathered along t by index (b, s)."""
-    return x.gather(1, _as_wide(index, x).expand(index.shape + x.shape[2:]))
-
-
-def _as_wide(x: Tensor, like: Tensor) -> Tensor:
-    """x (b, t) with as many dimensions as `like`."""
-    return x.reshape(x.shape + (1,) * (like.ndim - 2))
 
 
 def last_document(ctx: Context) -> Tensor | None:

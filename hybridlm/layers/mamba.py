@@ -28,9 +28,9 @@ from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
-from hybridlm.layers.softplus import softplus
 from hybridlm.layers.wide_linear import WideLinear
 from hybridlm.ops.selective_scan import scan_flops, selective_scan
+from hybridlm.ops.steps import steps_and_rates
 from hybridlm.state import LayerState
 
 
@@ -160,11 +160,11 @@ class Mamba(Mixer):
         conv, ssm, in_place = (None, None, False) if state is None else (state.conv, state.ssm, state.in_place)
         x, *z = self.in_proj(x).split(len(self.D), dim=-1)
         x, conv = self.conv1d(x, conv, ctx, in_place)
-        dt, B, C = self.select(x)
+        dt, A, B, C = self.select(x)
         y, ssm = selective_scan(
             x,
             ctx.keep_valid(dt),  # a step of size 0 passes over a pad
-            -torch.exp(self.A_log.to(dt.dtype)),
+            A,
             B,
             C,
             self.D,
@@ -176,8 +176,8 @@ class Mamba(Mixer):
         y = self.out_proj(y * F.silu(z[0]) if z else y)
         return y, None if state is None else state.advance(conv=conv, ssm=ssm)
 
-    def select(self, x: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor]:
-        """The selection mechanism, algorithm 2: dt (b, t, d_inner), B and C (b, t, N), all functions of x.
+    def select(self, x: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The selection mechanism, algorithm 2: dt (b, t, d_inner), B and C (b, t, N) from x; and A (d_inner, N).
 
         What is not selected is the same for every token.
         """
@@ -187,7 +187,7 @@ class Mamba(Mixer):
         dt = self.dt_proj(self.dt_layernorm(seen["dt"]) if "dt" in seen else x)
         B = self.b_layernorm(seen["B"]) if "B" in seen else self.B.expand(each)
         C = self.c_layernorm(seen["C"]) if "C" in seen else self.C.expand(each)
-        return softplus(dt), B, C
+        return *steps_and_rates(dt, None, self.A_log), B, C
 
     @classmethod
     def cost(cls, config: MambaConfig, d_model: int) -> Cost:

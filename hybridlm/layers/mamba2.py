@@ -26,9 +26,9 @@ from hybridlm.layers.init import Streams
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
-from hybridlm.layers.softplus import softplus
 from hybridlm.ops.norm import gated_rms_norm
 from hybridlm.ops.ssd import ssd, ssd_flops
+from hybridlm.ops.steps import steps_and_rates
 from hybridlm.state import LayerState
 
 
@@ -144,12 +144,11 @@ class Mamba2(Mixer):
         z, xBC, dt = self.in_proj(x).split(self.widths, dim=-1)
         xBC, conv = self.conv1d(xBC, conv, ctx, in_place)
         x, B, C = self.split(xBC)
-        wide = state_dtype(dt.dtype)
-        dt = softplus(dt.to(wide) + self.dt_bias.to(wide))
+        dt, A = steps_and_rates(dt, self.dt_bias, self.A_log)
         y, ssm = ssd(
             x,
             ctx.keep_valid(dt),  # a step of size 0 passes over a pad
-            -torch.exp(self.A_log.to(wide)),
+            A,
             B,
             C,
             self.D,

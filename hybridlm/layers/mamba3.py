@@ -30,7 +30,7 @@ from hybridlm.layers.init import Streams
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
-from hybridlm.layers.softplus import softplus
+from hybridlm.ops.steps import softplus
 from hybridlm.ops.trapezoidal_ssd import Memory, trapezoidal_ssd, trapezoidal_ssd_flops
 from hybridlm.state import LayerState
 

@@ -20,13 +20,14 @@ from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
-from hybridlm.layers.heads import last_document, seen_in_both, seen_in_cache, write
+from hybridlm.layers.heads import last_document, seen_in_both, seen_in_cache
 from hybridlm.layers.init import Streams
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
 from hybridlm.ops.attention import attention
 from hybridlm.ops.rotary import rotary
+from hybridlm.ops.slots import write_slots
 from hybridlm.state import LayerState
 
 
@@ -187,11 +188,9 @@ class LatentAttention(Mixer):
 
     def remember(self, state: LatentState, latent: Tensor, key: Tensor, ctx: Context) -> LatentState:
         """Write the last document's valid tokens to the slots of their positions."""
-        keep = last_document(ctx)
-        return state.advance(
-            latent=write(state, state.latent, latent, ctx.positions, keep),
-            key=write(state, state.key, key, ctx.positions, keep),
-        )
+        caches, keep = (state.latent, state.key), last_document(ctx)
+        latent, key = write_slots(caches, (latent, key), ctx.positions, keep, in_place=state.in_place)
+        return state.advance(latent=latent, key=key)
 
     def attend_cache(self, q: Tensor, latent: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """In the form that costs less: few queries go to the latents, many have keys and values made for them."""

@@ -15,9 +15,10 @@ from torch import Tensor
 from hybridlm.checks import whole
 from hybridlm.context import Context
 from hybridlm.layers.cost import Cost, StateBytes
-from hybridlm.layers.heads import Heads, HeadsConfig, heads_cost, last_document, write
+from hybridlm.layers.heads import Heads, HeadsConfig, heads_cost, last_document
 from hybridlm.ops.attention import cached_attention, window_attention
 from hybridlm.ops.attention.window import block_size
+from hybridlm.ops.slots import write_slots
 from hybridlm.state import LayerState
 
 
@@ -81,8 +82,8 @@ class SlidingWindow(Heads):
             end = (ctx.positions * keep).amax(dim=1, keepdim=True)
             keep = keep & (ctx.positions > end - ring)
         k, v, positions = (k, v, ctx.positions) if keep is not None else (x[:, -ring:] for x in (k, v, ctx.positions))
-        slots = positions % ring
-        return state.advance(k=write(state, state.k, k, slots, keep), v=write(state, state.v, v, slots, keep))
+        k, v = write_slots((state.k, state.v), (k, v), positions % ring, keep, in_place=state.in_place)
+        return state.advance(k=k, v=v)
 
     def attend_call(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
         """Nothing came before: each document attends to itself."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hybridlm.ops.backend import triton_lacks
+from hybridlm.ops.backend import triton_asked, triton_lacks
 
 READ = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -31,3 +31,10 @@ def step_lacks(
     if not state.is_contiguous():
         return "the kernel of decoding needs its state in one piece"
     return kernel_lacks(x, state, *others)
+
+
+def small_asked(x: Tensor) -> str | None:
+    """Why `auto` takes no kernel of ours for an operation on few numbers though one could run."""
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses it with what stands around it"
+    return triton_asked(x)

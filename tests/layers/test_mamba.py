@@ -226,8 +226,8 @@ def kernel_error(made, x):
     """How far the SSM is from a convolution with its answer to an impulse: RMS(difference) / RMS(output)."""
 
     def ssm(x):
-        dt, B, C = made.select(x)
-        return selective_scan(x, dt, -made.A_log.exp(), B, C, made.D)[0]
+        dt, A, B, C = made.select(x)
+        return selective_scan(x, dt, A, B, C, made.D)[0]
 
     impulse = torch.zeros_like(x)
     impulse[:, 0] = 1

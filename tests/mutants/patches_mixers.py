@@ -86,12 +86,12 @@ def window_one_token_too_wide():
 
 @patched("C2", "sliding_window")
 def ring_written_from_its_beginning_in_every_call():
-    true = sliding_window.write
+    true = sliding_window.write_slots
 
-    def write(held, cache, new, slots, keep):
-        return true(held, cache, new, torch.arange(slots.shape[1]).expand_as(slots) % cache.shape[1], keep)
+    def write(caches, new, slots, keep, **options):
+        return true(caches, new, torch.arange(slots.shape[1]).expand_as(slots) % caches[0].shape[1], keep, **options)
 
-    with patch.object(sliding_window, "write", write):
+    with patch.object(sliding_window, "write_slots", write):
         yield
 
 

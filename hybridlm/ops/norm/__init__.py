@@ -1,22 +1,29 @@
 """Normalisation over the last axis. Statistics in at least float32; the result has the weight's dtype."""
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridlm.ops.backend import resolve
+from hybridlm.ops.backend import Offer, kernels, resolve
+from hybridlm.ops.decoding import kernel_lacks, small_asked
 from hybridlm.ops.norm import reference
 
 
 def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, "d"], eps: float, backend: str = "auto") -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight. Zhang and Sennrich 2019, eq. 4. (..., d) -> (..., d)."""
-    return resolve("rms_norm", backend, {"reference": reference.rms_norm})(x, weight, eps)
+    k = kernels("hybridlm.ops.norm.triton")
+    offers = {"triton": _offer(k and k.rms_norm, x, weight), "reference": reference.rms_norm}
+    return resolve("rms_norm", backend, offers)(x, weight, eps)
 
 
 def layer_norm(
     x: Float[Tensor, "*b d"], weight: Float[Tensor, "d"], bias: Float[Tensor, "d"], eps: float, backend: str = "auto"
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias. Ba et al. 2016, eq. 4. (..., d) -> (..., d)."""
-    return resolve("layer_norm", backend, {"reference": reference.layer_norm})(x, weight, bias, eps)
+    k = kernels("hybridlm.ops.norm.triton")
+    offers = {"triton": _offer(k and k.layer_norm, x, weight, bias), "reference": reference.layer_norm}
+    return resolve("layer_norm", backend, offers)(x, weight, bias, eps)
 
 
 def gated_rms_norm(
@@ -31,7 +38,9 @@ def gated_rms_norm(
 
     Dao and Gu 2024, section 7.1 (the norm before the output projection). (..., d) -> (..., d).
     """
-    return resolve("gated_rms_norm", backend, {"reference": reference.gated_rms_norm})(y, z, weight, eps, groups)
+    k = kernels("hybridlm.ops.norm.triton")
+    offers = {"triton": _offer(k and k.gated_rms_norm, y, z, weight), "reference": reference.gated_rms_norm}
+    return resolve("gated_rms_norm", backend, offers)(y, z, weight, eps, groups)
 
 
 def group_norm(
@@ -52,3 +61,9 @@ def group_norm(
 def l2_norm(x: Float[Tensor, "*b d"], eps: float, backend: str = "auto") -> Tensor:
     """x / sqrt(sum x^2 + eps), in at least float32: of length 1, or 0 where x is. (..., d) -> (..., d)."""
     return resolve("l2_norm", backend, {"reference": reference.l2_norm})(x, eps)
+
+
+def _offer(run: Callable | None, x: Tensor, *others: Tensor) -> Offer:
+    """Our kernel's, for calls without gradients."""
+    wide = "the kernel takes rows of at most 16384" if x.shape[-1] > 16384 else None
+    return Offer(run, wide or kernel_lacks(x, *others), small_asked(x))

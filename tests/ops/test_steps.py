@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from hybridlm.layers.softplus import softplus
+from hybridlm.ops.steps import softplus
 
 
 def test_exact_in_float64():

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked, triton_lacks
 from hybridlm.ops.decoding import step_lacks
-from hybridlm.ops.selective_scan import reference
+from hybridlm.ops.selective_scan import reference, vendor
 from hybridlm.ops.selective_scan.reference import scan_flops
 
 __all__ = ["scan_flops", "selective_scan"]
@@ -37,7 +37,11 @@ def selective_scan(
     Computed in at least float32, autocast or not, which is the dtype of h; y has the dtype of x. t >= 1.
     """
     step = not zoh and step_lacks(x, state, dt, A, B, C, D, document=document, in_place=in_place) is None
-    offers = {"triton": _step(x) if step else _walk(x, dt, A, zoh), "reference": reference.selective_scan}
+    offers = {
+        "triton": _step(x) if step else _walk(x, dt, A, zoh),
+        "vendor": Offer(vendor.selective_scan, vendor.lacks(x, A, state, document, zoh)),
+        "reference": reference.selective_scan,
+    }
     run = resolve("selective_scan", backend, offers)
     with torch.autocast(x.device.type, enabled=False):
         return run(x, dt, A, B, C, D, state, document, zoh)

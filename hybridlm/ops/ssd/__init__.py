@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked, triton_lacks
 from hybridlm.ops.decoding import step_lacks
-from hybridlm.ops.ssd import reference
+from hybridlm.ops.ssd import reference, vendor
 from hybridlm.ops.ssd.reference import ssd_flops
 
 __all__ = ["ssd", "ssd_flops"]
@@ -37,7 +37,8 @@ def ssd(
     """
     one = x.shape[1] == 1
     ours = _step(x, dt, A, B, C, D, state, document, in_place) if one else _chunks(x, B, C)
-    run = resolve("ssd", backend, {"triton": ours, "reference": reference.ssd})
+    offers = {"triton": ours, "vendor": Offer(vendor.ssd, vendor.lacks(x, B, C)), "reference": reference.ssd}
+    run = resolve("ssd", backend, offers)
     with torch.autocast(x.device.type, enabled=False):
         return run(x, dt, A, B, C, D, state, document, chunk)
 

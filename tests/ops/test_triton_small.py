@@ -1,10 +1,11 @@
-"""The kernels that save launches (norms, steps and rates, slots), in Triton's interpreter, against float64."""
+"""The kernels that save launches (norms, rotary, steps and rates, slots), in Triton's interpreter, against float64."""
 
 import pytest
 import torch
 
 from hybridlm.ops.backend import trace, use
 from hybridlm.ops.norm import gated_rms_norm, layer_norm, rms_norm
+from hybridlm.ops.rotary import rotary
 from hybridlm.ops.slots import write_slots
 from hybridlm.ops.steps import steps_and_rates
 from tests.ops.common import error
@@ -33,6 +34,17 @@ def test_norms(case, dtype, rng):
     assert y.dtype == dtype
     assert y.shape == want.shape
     assert error(y, want) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_rotary_far_out(dtype, rng):
+    """At position 1,000,000 an angle in float32 would be off by 0.03."""
+    x = torch.randn(2, 3, 5, 16, generator=rng).to(dtype)[..., 2:14]
+    positions = torch.tensor([[0, 1, 2], [1000, 100_003, 1_000_000]])
+    for theta in (10000.0, 500000.0):
+        y = rotary(x, positions, theta, backend="triton")
+        assert y.dtype == dtype
+        assert error(y, rotary(x.double(), positions, theta, backend="reference")) < LIMITS[dtype]
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -86,12 +98,14 @@ def test_what_the_kernels_do_not_take(rng):
 
 def test_opcheck(rng):
     from hybridlm.ops.norm.triton import normalise
+    from hybridlm.ops.rotary.triton import turn
     from hybridlm.ops.slots.triton import write_pair
     from hybridlm.ops.steps.triton import steps_rates
 
     utils = ("test_schema", "test_faketensor")
     x, weight = torch.randn(2, 8, generator=rng), torch.ones(8)
     torch.library.opcheck(normalise, (x, x.clone(), weight, None, 1e-5, 2, False), test_utils=utils)
+    torch.library.opcheck(turn, (torch.randn(1, 2, 3, 4), torch.tensor([[0, 1]]), 10000.0), test_utils=utils)
     torch.library.opcheck(steps_rates, (x, weight, torch.ones(3)), test_utils=utils)
     args = torch.randn(2, 4, 3), torch.randn(2, 4, 1), torch.randn(2, 3), torch.randn(2, 1)
     torch.library.opcheck(write_pair, (*args, torch.zeros(2, 1, dtype=torch.int64), None), test_utils=utils)

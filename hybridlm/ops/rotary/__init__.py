@@ -3,7 +3,8 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hybridlm.ops.backend import resolve
+from hybridlm.ops.backend import Offer, kernels, resolve
+from hybridlm.ops.decoding import kernel_lacks, small_asked
 from hybridlm.ops.rotary import reference
 
 
@@ -14,4 +15,6 @@ def rotary(
 
     Angles are taken in float64: at position 100,000 a float32 angle is off by 4e-3.
     """
-    return resolve("rotary", backend, {"reference": reference.rotary})(x, positions, theta)
+    k = kernels("hybridlm.ops.rotary.triton")
+    offers = {"triton": Offer(k and k.rotary, kernel_lacks(x), small_asked(x)), "reference": reference.rotary}
+    return resolve("rotary", backend, offers)(x, positions, theta)

@@ -276,3 +276,21 @@ def test_auto_takes_no_loop_that_breaks_a_law(device, first):
     with FakeTensorMode():
         x = torch.empty(1, 2, 3, device=device)
     assert resolve("lstm", "auto", best_first(x, len, max)) == {"vendor": len, "reference": max}[first]
+
+
+@pytest.mark.parametrize("name", ["lstm", "vendor's gru"])
+@pytest.mark.parametrize("marks", [{}, {"lengths": LENGTHS}, {"document": DOCUMENTS}])
+def test_as_one_op_for_the_compiler_it_is_the_same(name, marks):
+    """Outputs, last states and every gradient, and what a custom op must keep."""
+    op = torch.ops.hybridlm.recurrent
+    args, state = inputs(name.split()[-1])
+    leaves = [tensor.requires_grad_() for tensor in (*args, *state)]
+    y, *last = op(name, leaves, marks.get("lengths"), marks.get("document"))
+    expected, ended = run(name.split()[-1], args, state, **marks)
+    weights = [torch.randn_like(tensor) for tensor in (y, *last)]
+    found = torch.autograd.grad([y, *last], leaves, weights)
+    for one, other in zip([y, *last], [expected, *ended], strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(found, torch.autograd.grad([expected, *ended], leaves, weights), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.library.opcheck(op, (name, leaves, marks.get("lengths"), marks.get("document")))

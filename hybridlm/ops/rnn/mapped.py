@@ -4,7 +4,6 @@ They have no rule for vmap, so the models of a stack go through one by one. cuDN
 stood around its forward pass, so both are run here.
 """
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -17,16 +16,7 @@ Settings = Callable[[], AbstractContextManager[None]]
 
 
 def call(kernel: Kernel, settings: Settings, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """kernel(*tensors) under these settings, its backward pass as well; under vmap and grad of torch.func too.
-
-    torch.compile would go into the loops and trip over what oneDNN keeps for its backward pass. It is told to stay out
-    where it is there at all: to import it takes a second.
-    """
-    apart = torch.compiler.disable(_call) if "torch._dynamo" in sys.modules else _call
-    return apart(kernel, settings, *tensors)
-
-
-def _call(kernel: Kernel, settings: Settings, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """kernel(*tensors) under these settings, its backward pass as well; under vmap and grad of torch.func too."""
     with settings():
         by_cudnn = tensors[0].is_cuda and torch.backends.cudnn.enabled
         if by_cudnn or any(map(is_wrapped, tensors)):

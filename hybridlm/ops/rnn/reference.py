@@ -11,20 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridlm.ops.rnn.compiled import register, run
 from hybridlm.ops.rnn.mapped import Settings, call
-from hybridlm.ops.rnn.recurrence import Memory, Weights, recur
+from hybridlm.ops.rnn.recurrence import Memory, Weights
 
 
 def lstm(
     x: Tensor, weights: Weights, state: Memory | None, lengths: Tensor | None, document: Tensor | None
 ) -> tuple[Tensor, Memory]:
-    return recur(partial(lstm_loop, plain), x, weights, state, 2, lengths, document)
+    return run("lstm", x, weights, state, 2, lengths, document)
 
 
 def gru(
     x: Tensor, weights: Weights, state: Memory | None, lengths: Tensor | None, document: Tensor | None
 ) -> tuple[Tensor, Memory]:
-    return recur(partial(gru_loop, plain), x, weights, state, 1, lengths, document)
+    return run("gru", x, weights, state, 1, lengths, document)
 
 
 @contextmanager
@@ -92,3 +93,7 @@ def gru_step(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory
     n, z = torch.tanh(a_n + (a_r + v_r).sigmoid() * v_n), (a_z + v_z).sigmoid()
     h = n + z * (h - n)
     return h[:, None], (h,)
+
+
+register("lstm", partial(lstm_loop, plain))
+register("gru", partial(gru_loop, plain))

@@ -8,7 +8,8 @@ from functools import partial
 
 from torch import Tensor
 
-from hybridlm.ops.rnn.recurrence import Memory, Weights, recur
+from hybridlm.ops.rnn.compiled import register, run
+from hybridlm.ops.rnn.recurrence import Memory, Weights
 from hybridlm.ops.rnn.reference import cudnn, gru_loop, lstm_loop
 
 exact = partial(cudnn, allow_tf32=False)
@@ -17,10 +18,14 @@ exact = partial(cudnn, allow_tf32=False)
 def lstm(
     x: Tensor, weights: Weights, state: Memory | None, lengths: Tensor | None, document: Tensor | None
 ) -> tuple[Tensor, Memory]:
-    return recur(partial(lstm_loop, exact), x, weights, state, 2, lengths, document)
+    return run("vendor's lstm", x, weights, state, 2, lengths, document)
 
 
 def gru(
     x: Tensor, weights: Weights, state: Memory | None, lengths: Tensor | None, document: Tensor | None
 ) -> tuple[Tensor, Memory]:
-    return recur(partial(gru_loop, exact), x, weights, state, 1, lengths, document)
+    return run("vendor's gru", x, weights, state, 1, lengths, document)
+
+
+register("vendor's lstm", partial(lstm_loop, exact))
+register("vendor's gru", partial(gru_loop, exact))

@@ -79,9 +79,9 @@ def test_widths_that_fill_no_tile(h, p, g, n):
 
 CUTS = [
     {"chunk": 32},
-    {"chunk": 32, "rows": 32, "heads": 4},
+    {"chunk": 32, "rows": 32, "heads": 4, "back_heads": 4},
     {"chunk": 32, "fine": False},
-    {"width": 32, "fine": False},
+    {"width": 32, "columns": 8, "fine": False},
 ]
 
 

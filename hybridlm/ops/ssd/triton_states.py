@@ -19,7 +19,8 @@ class Tuning(NamedTuple):
     """How the kernels are cut; changes speed, not results. Pairs are (warps, stages).
 
     chunk: tokens between states that are stored. width: columns of the state in one program of the walk.
-    rows:  tokens of a chunk that one program computes. heads: how many it computes in turn, sharing C B^T.
+    rows: tokens of a chunk that one program computes. heads: how many it computes in turn, sharing C B^T.
+    columns: tokens of a chunk that the gradients of B and C meet at a time.
     fine: decays to the last digit of float32.
     """
 
@@ -29,9 +30,9 @@ class Tuning(NamedTuple):
     rows: int = 64
     heads: int = 8
     outputs: tuple[int, int] = (4, 2)
-    back_rows: int = 64
+    columns: int = 64
     back_heads: int = 8
-    back: tuple[int, int] = (8, 1)
+    back: tuple[int, int] = (4, 2)
     fine: bool = False
 
 
@@ -122,23 +123,23 @@ def _steps(
 
 
 @triton.jit
-def decay_mask(steps, plane, i, j, visible, FINE: tl.constexpr):
-    """exp2(a_{j+1} + ... + a_i), 0 where j is not visible. steps: of this head and chunk; i and j: (I, 1) and (1, J)
-    or the other way round."""
+def decay_mask(steps, plane, i, j, FINE: tl.constexpr):
+    """exp2(a_{j+1} + ... + a_i), and 1 for i < j: as rows and columns or the reverse. steps: of this head and chunk."""
     between = tl.load(steps + plane + i) - tl.load(steps + plane + j)
     if FINE:
         between += tl.load(steps + 2 * plane + i) - tl.load(steps + 2 * plane + j)
-    return tl.exp2(tl.where(visible, between, float("-inf")))
+    return tl.exp2(tl.minimum(between, 0.0))
 
 
 @triton.jit
-def visible(document, document_t, i, j, tokens, PACKED: tl.constexpr):
-    """Whether place i of a chunk sees place j: j <= i in the same document. document: at the chunk's first token."""
+def visible(v, document, document_t, i, j, tokens, PACKED: tl.constexpr):
+    """v where place i of a chunk sees place j, that is j <= i in the same document, and 0 elsewhere. document: at the
+    chunk's first token."""
     sees = i >= j
     if PACKED:
         mine = tl.load(document + tl.minimum(i, tokens - 1) * document_t)
         sees = sees & (mine == tl.load(document + tl.minimum(j, tokens - 1) * document_t))
-    return sees
+    return tl.where(sees, v, 0.0)
 
 
 @triton.jit

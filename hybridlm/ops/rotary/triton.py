@@ -41,7 +41,8 @@ def _turn(
     head, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (head < h) & (i < half)
     position = tl.load(positions + row * positions_b + step * positions_t).to(tl.float64)
-    angle = position * tl.exp((rate.to(tl.float64) + rest.to(tl.float64)) * i.to(tl.float64))
+    exponent = i.to(tl.float64)
+    angle = position * tl.exp(rate * exponent + rest * exponent)
     cos, sin = tl.cos(angle).to(tl.float32), tl.sin(angle).to(tl.float32)
     place = x + row * x_b + step * x_t + head * x_h + i * x_p
     left = tl.load(place, mask=inside, other=0.0).to(tl.float32)

@@ -41,7 +41,7 @@ format: $(VENV)/.dev ## rewrite the code as `check` wants it
 	$(PY) -m ruff format .
 
 bench: $(VENV)/.core ## tokens/s of each mixer: training, prompt, decoding
-	OMP_NUM_THREADS=$(JOBS) $(PY) benchmarks/speed.py $(ARGS)
+	OMP_NUM_THREADS=$(JOBS) $(PY) -m benchmarks zoo --device cpu $(ARGS)
 
 docs: $(VENV)/.docs ## build the documentation into site/, strictly
 	$(PY) -m mkdocs build --strict

@@ -1,0 +1,66 @@
+"""The command line: `python -m benchmarks COMMAND --help`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {  # name: (module, function that runs it, function that adds its options, its example, what it does)
+    "train": ("train", "main", "add_options", "EXAMPLE", "training steps of the same model in each package"),
+    "decode": ("inference", "decode", "add_decode_options", "DECODE_EXAMPLE", "milliseconds a token after a prompt"),
+    "prefill": ("inference", "prefill", "add_prefill_options", "PREFILL_EXAMPLE", "reading a prompt"),
+    "ops": ("ops", "main", "add_options", "EXAMPLE", "single ops, each backend beside other packages"),
+    "twins": ("twins", "main", "add_options", "EXAMPLE", "a small hybrid beside transformers' CPU path"),
+    "zoo": ("zoo", "main", "add_options", "EXAMPLE", "each mixer of hybridlm by itself"),
+    "report": ("report", "main", "add_options", "EXAMPLE", "write the tables of benchmarks/README.md from runs"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 if anything was measured."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    args = _parser(name).parse_args(argv)
+    args.argv = argv
+    module, function = COMMANDS[args.command][:2]
+    try:
+        return getattr(importlib.import_module(f"benchmarks.{module}"), function)(args)
+    except ValueError as error:  # a wrong option; hybridlm's own errors say what is allowed
+        print(f"{args.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser(name: str | None) -> argparse.ArgumentParser:
+    """Only the command that is asked for imports its module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast hybridlm is, beside others.")
+    parser.epilog = "Results go to --out as JSON, CSV and a picture; `report` writes them into benchmarks/README.md."
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command, (module, _, options, example, about) in COMMANDS.items():
+        one = commands.add_parser(command, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if command != name:
+            continue
+        found = importlib.import_module(f"benchmarks.{module}")
+        one.description, one.epilog = found.__doc__, f"example:\n  {getattr(found, example)}"
+        getattr(found, options)(one)
+        if command != "report":
+            _common(one)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    """What every measuring command takes."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"default here: {device}")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each contender gets; default 3")
+    parser.add_argument("--calls", type=int, default=3, help="timed calls of a turn; default 3")
+    parser.add_argument("--warmup", type=int, default=2, help="calls before the first turn's; default 2")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and tokens; default 0")
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin nothing new after that long")
+    parser.add_argument("--out", metavar="FOLDER", help="default runs/benchmarks/COMMAND")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""`report`: the tables of benchmarks/README.md, written anew from the JSON files of runs."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from benchmarks.rows import failures, table
+
+EXAMPLE = "python -m benchmarks report runs/benchmarks/*"
+README = Path(__file__).with_name("README.md")
+OPEN, CLOSE = "<!-- {} -->", "<!-- end of {} -->"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Which runs, and where to."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders, or result.json files")
+    parser.add_argument(
+        "--readme", default=str(README), help="the file that is rewritten; default benchmarks/README.md"
+    )
+
+
+def main(args: Namespace) -> int:
+    """Each command's section gets the given runs of it, the newest first; other sections stay as they are."""
+    found = [read(Path(run)) for run in args.runs]
+    path = Path(args.readme)
+    text = path.read_text(encoding="utf-8")
+    for command in dict.fromkeys(about["command"] for about in found):
+        runs = sorted((about for about in found if about["command"] == command), key=lambda about: about["date"])
+        text = replaced(text, command, "\n\n".join(section(about) for about in reversed(runs)))
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}: {', '.join(dict.fromkeys(about['command'] for about in found))}")
+    return 0
+
+
+def read(path: Path) -> dict:
+    """A run's JSON. ValueError: there is none."""
+    file = path / "result.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{path}: no result.json of a run")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def replaced(text: str, command: str, body: str) -> str:
+    """The README with a command's section exchanged. ValueError: it has no place for it."""
+    begin, end = OPEN.format(command), CLOSE.format(command)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the README has no '{begin}' with '{end}' after it")
+    return f"{before}{begin}\n\n{body}\n\n{end}{after}"
+
+
+def section(about: dict) -> str:
+    """A run in Markdown: what, where, when, how, and its table."""
+    machine, rates = about["machine"], about["ceilings"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["packages"].items() if number)
+    titles, lines = table([record for record in about["rows"] if record.get("median_ms")])
+    rows = [titles, ["---"] * len(titles), *lines]
+    where = machine["devices"].get("cuda:0" if machine["device"] == "cuda" else machine["device"], machine["device"])
+    told = [
+        f"**{about['title']}.** {where}; {about['date'][:10]}; python {machine['python']}, {versions}.",
+        f"Ceilings: {rates['flops'] / 1e12:.3g} TFLOP/s ({rates['dtype']}), {rates['bytes'] / 1e12:.3g} TB/s.",
+        f"    {about['command_line']}",
+        "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
+        f"error: {about['error_is']}.",
+    ]
+    missing = failures(about["rows"])
+    if missing:
+        told.append("Not measured: " + "; ".join(missing) + ".")
+    return "\n\n".join(told)

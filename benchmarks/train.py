@@ -1,0 +1,143 @@
+"""`train`: whole training steps, forward, backward and AdamW, of the same model in each package."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import architecture, contenders
+from benchmarks.architecture import Architecture, relative
+from benchmarks.contest import Entry, Work, contest
+from benchmarks.inference import prompts
+from benchmarks.peers import Peer
+from benchmarks.run import Run
+from benchmarks.timing import free
+from hybridlm.compose.cost import BACKWARD
+
+EXAMPLE = "python -m benchmarks train --peer mamba_ssm,transformers --shapes 8x4096,2x16384"
+ERROR = "RMS of the logits' difference to float64 with the same weights, relative; loss: that of the first step"
+PROBE = 1024
+"""Tokens whose logits are compared."""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Shapes, and the model."""
+    parser.add_argument("--shapes", default="8x4096,2x16384", help="batch x length, commas between")
+    parser.add_argument("--precision", choices=("autocast", "float32"), help="default: bf16 autocast on a GPU only")
+    architecture.add_options(parser)
+    contenders.add_options(parser)
+
+
+def shapes(text: str) -> list[tuple[int, int]]:
+    """ "8x4096,2x16384" -> pairs."""
+    return [tuple(int(number) for number in shape.split("x")) for shape in text.split(",")]
+
+
+def main(args: Namespace) -> int:
+    """A contest for every shape."""
+    arch = Architecture.of(args)
+    run = Run(args, f"training {arch.pattern}, d_model {arch.d_model}", ERROR)
+    weights = arch.weights(args.device, args.seed)
+    probe = prompts(arch, 1, args, min(PROBE, max(t for _, t in shapes(args.shapes))))
+    truth = arch.truth(weights, probe[0]).float()
+    free(args.device)
+    for batch, length in shapes(args.shapes):
+        work = Work(f"{batch} x {length}", batch * length, *_needs(arch, batch, length))
+        contest(run, work, _contenders(arch, weights, args, prompts(arch, batch, args, length), probe, truth))
+    return run.finish()
+
+
+def _needs(arch: Architecture, batch: int, length: int) -> tuple[float, float]:
+    """FLOPs and bytes of a step."""
+    return BACKWARD * batch * arch.forward_flops(length), arch.step_bytes()
+
+
+def recipe(args: Namespace) -> Callable[[], AbstractContextManager]:
+    """What a forward pass runs under."""
+    kind = args.device.partition(":")[0]
+    wanted = args.precision or ("autocast" if kind == "cuda" else "float32")
+    return lambda: torch.autocast(kind, torch.bfloat16, enabled=wanted == "autocast")
+
+
+def optimizer(model: nn.Module, device: str, capturable: bool = False) -> torch.optim.AdamW:
+    """The same for everyone."""
+    gpu = device.startswith("cuda")
+    return torch.optim.AdamW(
+        model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=gpu, capturable=gpu and capturable
+    )
+
+
+def _contenders(arch: Architecture, weights: dict, args: Namespace, ids: Tensor, probe: Tensor, truth: Tensor):
+    targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], dim=1)
+    under = recipe(args)
+
+    def ours(path: str) -> Entry:
+        model = arch.ours(weights, args.device, torch.float32).train()
+        error = _error(model, lambda x: model(x).logits, probe, truth, under)
+        return _ours(model, path, ids, targets, under, error, args.device)
+
+    def theirs(build: Callable[[], Peer], name: str) -> Entry:
+        peer = build()
+        peer.model.train()
+        error = _error(peer.model, peer.logits, probe, truth, under)
+        step = step_of(peer.model, lambda: peer.loss(ids, targets), under, args.device)
+        entry = Entry(
+            step, peer.label, peer.parameters, peer.notes, leave=lambda: peer.model.zero_grad(set_to_none=True)
+        )
+        entry.check = lambda: (error, _loss(lambda: peer.loss(ids, targets), under))
+        return entry
+
+    return contenders.line_up(args, ours, theirs, lambda m: m.build(arch, weights, args.device, torch.float32))
+
+
+def _ours(
+    model: nn.Module, path: str, ids: Tensor, targets: Tensor, under: Callable, error: float, device: str
+) -> Entry:
+    """Ours on one of its paths."""
+    from benchmarks.paths import captured_step, compiled
+
+    label, loss = "eager", lambda: model(ids, targets=targets).loss
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if path != "eager":
+        label = compiled(model)
+    if path == "graph":
+        entry = captured_step(model, loss, under, device, label)
+    else:
+        entry = Entry(step_of(model, loss, under, device), label, leave=lambda: model.zero_grad(set_to_none=True))
+    entry.parameters, first = count, _loss(loss, under)  # compiles, so that a failure is seen here
+    entry.check = lambda: (error, first)
+    return entry
+
+
+def step_of(model: nn.Module, loss: Callable[[], Tensor], under: Callable, device: str) -> Callable[[], Tensor]:
+    """A training step as everyone writes it."""
+    adam = optimizer(model, device)
+
+    def step() -> Tensor:
+        with under():
+            value = loss()
+        value.backward()
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        return value
+
+    return step
+
+
+def _loss(loss: Callable[[], Tensor], under: Callable) -> float:
+    """Of the weights as they are."""
+    with under():
+        return float(loss().detach())
+
+
+@torch.no_grad()
+def _error(model: nn.Module, logits: Callable, probe: Tensor, truth: Tensor, under: Callable) -> float:
+    model.eval()
+    with under():
+        found = logits(probe)[0]
+    model.train()
+    return relative(found, truth)

@@ -1,0 +1,107 @@
+"""`twins`: the same small hybrid with the same weights in hybridlm and in transformers, on a CPU."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+
+import torch
+
+from benchmarks import architecture, contenders
+from benchmarks.architecture import Architecture
+from benchmarks.contest import Contender, Entry, Work, contest
+from benchmarks.inference import prompts, read_eagerly
+from benchmarks.peers import peer
+from benchmarks.run import Run
+from benchmarks.timing import free
+from benchmarks.train import step_of
+from benchmarks.twin_calls import decoder, same_logits
+from hybridlm.compose.cost import BACKWARD
+
+EXAMPLE = "OMP_NUM_THREADS=2 python -m benchmarks twins --peer transformers"
+ERROR = "RMS of the difference to float64 with the same weights, relative: of all logits, or of the last step's"
+SIZES = {"pattern": "(MMMA)3", "d_model": 320, "d_state": 64, "head_dim": 32, "vocab_size": 8192}
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Sizes of the calls, and the model."""
+    for name, default in {"batch": 4, "length": 512, "prompt": 1024, "new": 32}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; default 2")
+    architecture.add_options(parser, **SIZES)
+    contenders.add_options(parser)
+    parser.set_defaults(device="cpu", rounds=5, calls=2, warmup=1)
+
+
+def main(args: Namespace) -> int:
+    """Training step, prefill and decoding."""
+    args.device = "cpu"
+    torch.set_num_threads(args.threads)
+    arch = Architecture.of(args)
+    size = f"{arch.cost.parameters / 1e6:.1f} M parameters"
+    run = Run(args, f"CPU twins: {arch.pattern}, d_model {arch.d_model}, {size}, float32", ERROR)
+    weights = arch.weights("cpu", args.seed)
+    for case, tokens, flops, make in _cases(arch, args):
+        work = Work(case, tokens, flops, arch.cost.parameters * 4.0)
+        contest(run, work, _both(arch, weights, args, make))
+        free("cpu")
+    return run.finish()
+
+
+def _cases(arch: Architecture, args: Namespace):
+    """(name, tokens of a call, FLOPs, calls -> entry)."""
+    batch, length, prompt = args.batch, args.length, args.prompt
+    train, read = prompts(arch, batch, args, length), prompts(arch, 1, args, prompt)
+    yield (
+        f"training {batch} x {length}", batch * length, BACKWARD * batch * arch.forward_flops(length),
+        lambda model, calls: _training(model, calls, train),
+    )  # fmt: skip
+    yield f"prefill {prompt}", prompt, arch.forward_flops(prompt, 1), lambda model, calls: _prefill(model, calls, read)
+    decode = arch.cost.decoding(prompt).matmul
+    yield f"decode after {prompt}", 1, decode, lambda model, calls: decoder(model, calls, read, args.new)
+
+
+def _training(model, calls: dict, ids) -> Entry:
+    targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], dim=1)
+    step = step_of(
+        model.train(), lambda: calls["loss"](ids, targets), lambda: torch.autocast("cpu", enabled=False), "cpu"
+    )
+    return Entry(step)
+
+
+def _prefill(model, calls: dict, ids) -> Entry:
+    model.eval()
+    read = torch.inference_mode()(calls["prefill"])
+    return Entry(lambda: read(ids))
+
+
+def _both(arch: Architecture, weights: dict, args: Namespace, make) -> list[Contender]:
+    """Ours, and theirs with our weights."""
+
+    def ours() -> Entry:
+        model = arch.ours(weights, "cpu", torch.float32)
+        calls = {
+            "loss": lambda ids, targets: model(ids, targets=targets).loss,
+            "prefill": lambda ids: read_eagerly(model, ids),
+            "logits": lambda ids: model(ids).logits,
+        }
+        return _finished(arch, weights, model, calls, make, "eager")
+
+    def theirs(name: str) -> Entry:
+        module = peer(name)
+        if (why := module.missing()) is not None:
+            raise NotImplementedError(why)
+        found = module.build(arch, weights, "cpu", torch.float32)
+        calls = {"loss": found.loss, "prefill": found.prefill, "logits": found.logits}
+        return replace(_finished(arch, weights, found.model, calls, make, found.label), notes=found.notes)
+
+    names = contenders.listed(args.peer, ("transformers",), "--peer")
+    return [Contender("hybridlm", ours, ours=True)] + [Contender(n, lambda n=n: theirs(n)) for n in names]
+
+
+def _finished(arch: Architecture, weights: dict, model, calls: dict, make, label: str) -> Entry:
+    error = same_logits(arch, weights, model, calls["logits"])
+    entry = make(model, calls)
+    entry.label, entry.parameters = label, sum(parameter.numel() for parameter in model.parameters())
+    entry.check = lambda: (error, None)
+    return entry

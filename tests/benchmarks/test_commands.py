@@ -1,0 +1,123 @@
+"""Every command runs on a CPU without any peer at small sizes and leaves its files; a failure is a row, not an end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import COMMANDS, main
+from benchmarks.contenders import falling_back
+from benchmarks.contest import Entry
+from benchmarks.machine import Ceilings, ceilings
+
+TINY = ["--pattern", "MA", "--d-model", "32", "--d-state", "8", "--head-dim", "16", "--vocab-size", "64"]
+QUICK = ["--device", "cpu", "--rounds", "2", "--calls", "1", "--warmup", "1"]
+CALLS = {
+    "train": [*TINY, "--shapes", "2x32"],
+    "decode": [*TINY, "--batches", "1", "--prompt", "16", "--new", "4"],
+    "prefill": [*TINY, "--batches", "2", "--prompt", "32"],
+    "ops": ["--ops", "ssd,attention,norm", "--lengths", "64", "--tokens", "64", "--backends", "reference"],
+    "twins": [*TINY, "--batch", "1", "--length", "32", "--prompt", "32", "--new", "2", "--threads", "1"],
+    "zoo": ["M", "--d-model", "32", "--tokens", "16", "--decode", "2", "--batch", "1"],
+}
+
+
+def run(command: str, folder: Path, *more: str) -> dict:
+    """The JSON that a run leaves."""
+    assert main([command, *CALLS[command], *QUICK, "--out", str(folder), *more]) == 0
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """The ceilings of the machine are not what most tests are about."""
+    monkeypatch.setattr("benchmarks.run.ceilings", lambda device: Ceilings(1e11, 1e10, "float32"))
+
+
+LIMITS = {"train": 1e-5, "prefill": 1e-5, "ops": 1e-5, "twins": 1e-5, "decode": 1e-4}
+
+
+@pytest.mark.parametrize("command", CALLS)
+def test_runs_without_a_peer(command, tmp_path):
+    """Files, times and errors: those of float32."""
+    about = run(command, tmp_path)
+    if command in LIMITS:
+        assert all(0 <= row["error"] < LIMITS[command] for row in about["rows"] if row.get("median_ms")), about["rows"]
+    assert all(row.get("median_ms", 0) > 0 or row["why"] for row in about["rows"]), about["rows"]
+    assert all(row.get("median_ms", 0) > 0 for row in about["rows"] if row["ours"]), about["rows"]
+    assert about["command_line"].startswith(f"python -m benchmarks {command}")
+    assert about["machine"]["packages"]["torch"]
+    assert about["ceilings"]["flops"] > 1e8
+    with (tmp_path / "result.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(about["rows"])
+    assert (tmp_path / "result.png").stat().st_size > 1000
+
+
+def test_a_peer_that_cannot_take_part_says_why(tmp_path, capsys):
+    rows = {row["contender"]: row for row in run("train", tmp_path, "--peer", "fla")["rows"]}
+    assert rows["hybridlm"]["median_ms"] > 0
+    assert "median_ms" not in rows["fla"]
+    assert "fla" in rows["fla"]["why"]
+    assert "not measured: fla" in capsys.readouterr().out
+
+
+def test_what_cannot_run_here_falls_back_with_the_reason():
+    def ours(path: str) -> Entry:
+        if path != "eager":
+            raise NotImplementedError(f"no {path} here")
+        return Entry(print)
+
+    assert falling_back(ours, "graph").notes == [
+        "not graph: NotImplementedError: no graph here",
+        "not compile: NotImplementedError: no compile here",
+    ]
+
+
+def test_time_limit_ends_a_run_in_order(tmp_path):
+    code = main(["train", *CALLS["train"], *QUICK, "--out", str(tmp_path), "--time-limit", "0.001"])
+    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert code == 1
+    assert row["why"] == "the time limit came first"
+
+
+def test_wrong_options_are_told(capsys):
+    assert main(["train", *CALLS["train"], *QUICK, "--peer", "keras"]) == 2
+    assert "unknown keras; known: mamba_ssm, transformers, fla" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert re.search(rf"example:\n  .*python -m benchmarks {command}", capsys.readouterr().out)
+
+
+def test_report_writes_a_section_and_leaves_the_others(tmp_path):
+    run("zoo", tmp_path / "run")
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- train -->\nold\n<!-- end of train -->\n<!-- zoo -->\nold\n<!-- end of zoo -->\nz\n")
+    assert main(["report", str(tmp_path / "run"), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith("a\n<!-- train -->\nold\n<!-- end of train -->\n")
+    assert text.endswith("<!-- end of zoo -->\nz\n")
+    assert "| M | training (hybridlm) |" in text
+    assert "python -m benchmarks zoo M" in text
+
+
+def test_the_readme_has_a_place_for_every_command():
+    text = (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text()
+    for command in set(COMMANDS) - {"report"}:
+        assert f"<!-- {command} -->" in text
+        assert f"<!-- end of {command} -->" in text
+
+
+def test_ceilings_are_measured():
+    found = ceilings("cpu")
+    assert found.flops > 1e9
+    assert found.bytes > 1e8
+    assert found.floor(2 * found.flops, found.bytes) == 2.0

@@ -18,8 +18,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--ours",
         default="",
-        help="hybridlm's paths, commas between: eager, compile (blocks compiled), graph (compiled, CUDA graph); "
-        "default the best that there is",
+        help="hybridlm's paths, commas between: eager; compile: blocks compiled (in inference also in a CUDA graph); "
+        "graph: in a CUDA graph (in training also compiled); default: graph on a GPU, eager on a CPU",
     )
     parser.add_argument("--compile", action="store_true", help="the same as --ours compile")
     parser.add_argument("--graph", action="store_true", help="the same as --ours graph")
@@ -41,12 +41,21 @@ def paths(args: Namespace) -> list[str]:
 
 
 def line_up(
-    args: Namespace, ours: Callable[[str], Entry], theirs: Callable[[Callable[[], Peer], str], Entry], build: Callable
+    args: Namespace,
+    order: tuple[str, ...],
+    ours: Callable[[str], Entry],
+    theirs: Callable[[Callable[[], Peer], str], Entry],
+    build: Callable,
 ) -> list[Contender]:
-    """Ours first. ours: path -> entry. theirs: (builder of a peer, its name) -> entry. build: peer module -> Peer."""
+    """Ours first. order: our paths from the plainest on, as they fall back. ours: path -> entry.
+
+    theirs: (builder of a peer, its name) -> entry. build: peer module -> Peer.
+    """
     asked = paths(args)
     first = [
-        Contender(OURS if len(asked) == 1 else f"{OURS} {path}", lambda path=path: falling_back(ours, path), ours=True)
+        Contender(
+            OURS if len(asked) == 1 else f"{OURS} {path}", lambda path=path: falling_back(ours, path, order), ours=True
+        )
         for path in asked
     ]
     others = listed(args.peer, KNOWN, "--peer")
@@ -60,10 +69,10 @@ def _peer_entry(name: str, theirs: Callable, build: Callable) -> Entry:
     return theirs(lambda: build(module), name)
 
 
-def falling_back(ours: Callable[[str], Entry], path: str) -> Entry:
+def falling_back(ours: Callable[[str], Entry], path: str, order: tuple[str, ...] = PATHS) -> Entry:
     """The entry of a path, or of the next simpler one with the reason among its notes."""
     notes: list[str] = []
-    for name in reversed(PATHS[: PATHS.index(path) + 1]):
+    for name in reversed(order[: order.index(path) + 1]):
         try:
             entry = ours(name)
         except Exception as error:

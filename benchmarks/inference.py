@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-import hybridlm as hl
-from benchmarks import architecture, contenders
+from benchmarks import architecture, contenders, paths
 from benchmarks.architecture import Architecture, relative
 from benchmarks.contest import Entry, Work, contest
 from benchmarks.peers import Peer
@@ -108,10 +107,8 @@ def _decoders(arch: Architecture, weights: dict, args: Namespace, ids: Tensor, d
         return told
 
     def ours(path: str) -> Entry:
-        from benchmarks.paths import generator
-
         model = arch.ours(weights, args.device, dtype).eval()
-        generate, label = generator(model, path)
+        generate, label = paths.generator(model, path, args.new + 1)
         generate(ids, 2)  # so that a failure is seen here
         return entry(generate, label, arch.cost.parameters, [])
 
@@ -120,7 +117,7 @@ def _decoders(arch: Architecture, weights: dict, args: Namespace, ids: Tensor, d
         peer.model.eval()
         return entry(torch.inference_mode()(peer.generate), peer.label, peer.parameters, peer.notes)
 
-    return contenders.line_up(args, ours, theirs, lambda m: m.build(arch, weights, args.device, dtype))
+    return contenders.line_up(args, paths.INFERENCE, ours, theirs, lambda m: m.build(arch, weights, args.device, dtype))
 
 
 def _a_token(generate: Callable, ids: Tensor, new: int, device: str) -> float:
@@ -137,30 +134,18 @@ def _shortfall(arch: Architecture, weights: dict, row: Tensor, prompt: int) -> f
 
 # -------------------------------------------------------------------------------------------------------------- prefill
 def _readers(arch: Architecture, weights: dict, args: Namespace, ids: Tensor, dtype: torch.dtype, truth: Tensor):
-    def entry(read: Callable[[Tensor], Tensor], label: str, count: int, notes: list[str]) -> Entry:
-        read = torch.inference_mode()(read)
-        told = Entry(lambda: read(ids), label, count, notes)
-        told.check = lambda: (relative(read(ids)[0], truth), None)
-        return told
-
     def ours(path: str) -> Entry:
-        from benchmarks.paths import reader
-
         model = arch.ours(weights, args.device, dtype).eval()
-        read, label = reader(model, path)
-        with torch.inference_mode():
-            read(ids)  # so that a failure is seen here
-        return entry(read, label, arch.cost.parameters, [])
+        read, label = paths.reader(model, path)
+        read(ids)  # so that a failure is seen here
+        error = relative(paths.read_eagerly(model, ids)[0], truth)
+        return Entry(lambda: read(ids), label, arch.cost.parameters, check=lambda: (error, None))
 
     def theirs(build: Callable[[], Peer], name: str) -> Entry:
         peer = build()
         peer.model.eval()
-        return entry(peer.prefill, peer.label, peer.parameters, peer.notes)
+        read = torch.inference_mode()(peer.prefill)
+        check = lambda: (relative(read(ids)[0], truth), None)  # noqa: E731
+        return Entry(lambda: read(ids), peer.label, peer.parameters, peer.notes, check=check)
 
-    return contenders.line_up(args, ours, theirs, lambda m: m.build(arch, weights, args.device, dtype))
-
-
-def read_eagerly(model: hl.HybridLM, ids: Tensor) -> Tensor:
-    """(b, v) logits of the last token, through a fresh state with room for one more."""
-    x, _ = model.hidden(ids, model.init_state(len(ids), ids.shape[1] + 1))
-    return model.logits(x[:, -1])
+    return contenders.line_up(args, paths.INFERENCE, ours, theirs, lambda m: m.build(arch, weights, args.device, dtype))

@@ -1,15 +1,20 @@
-"""hybridlm's own paths: compiled blocks, a training step in a CUDA graph, generation in one."""
+"""hybridlm's own paths: compiled blocks, a training step in a CUDA graph, reading and writing in one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import hybridlm as hl
 from benchmarks.contest import Entry
+from hybridlm.infer import Decoder
+from hybridlm.train.graphs import WARM_UP, TrainStep, require_graph
+
+TRAINING = ("eager", "compile", "graph")
+INFERENCE = ("eager", "graph", "compile")
+"""From the plainest on. In training `graph` is compiled blocks in a CUDA graph; in inference `compile` is."""
 
 
 def compiled(model: hl.HybridLM) -> str:
@@ -18,68 +23,53 @@ def compiled(model: hl.HybridLM) -> str:
     return "compiled"
 
 
-def captured_step(model: nn.Module, loss: Callable[[], Tensor], under: Callable, device: str, label: str) -> Entry:
+def captured_step(
+    model: hl.HybridLM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], autocast: torch.dtype | None
+) -> Entry:
     """The whole step as one CUDA graph, captured when a block of calls begins and dropped when it ends.
 
     A graph keeps the memory of all its activations, which the others need meanwhile.
     """
-    if not device.startswith("cuda"):
-        raise NotImplementedError("CUDA graphs need a GPU")
-    from benchmarks.train import optimizer
-
-    adam, held = optimizer(model, device, capturable=True), {}
-
-    def step() -> None:
-        with under():
-            value = loss()
-        value.backward()
-        adam.step()
-        adam.zero_grad(set_to_none=True)
+    require_graph(batch["ids"].device, all(group["fused"] for group in optimizer.param_groups))
+    held: dict[str, TrainStep] = {}
 
     def enter() -> None:
-        _warm(step, device)
-        held["graph"] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(held["graph"]):
-            step()
+        held["step"] = TrainStep(model, optimizer, autocast=autocast, graph=True)
+        for _ in range(WARM_UP + 1):
+            held["step"](batch)
 
-    def leave() -> None:
-        held.clear()
-        model.zero_grad(set_to_none=True)
-
-    return Entry(lambda: held["graph"].replay(), f"{label}, CUDA graph", enter=enter, leave=leave)
+    enter()  # so that a failure is seen here
+    held.clear()
+    return Entry(lambda: held["step"](batch), "compiled, CUDA graph", enter=enter, leave=held.clear)
 
 
-def _warm(step: Callable[[], None], device: str) -> None:
-    """On a side stream, as capture wants it."""
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream(device).wait_stream(side)
+def generator(model: hl.HybridLM, path: str, room: int) -> tuple[Callable[[Tensor, int], Tensor], str]:
+    """(ids, new) -> ids with `new` more, greedily, and the label. room: the most new tokens; states have one size."""
+    labels = {"eager": "eager", "graph": "CUDA graph"}
+    label = labels[path] if path in labels else compiled(model)
+    graph = path == "graph" or (path == "compile" and model.embed.weight.is_cuda)
 
+    def generate(ids: Tensor, new: int) -> Tensor:
+        decoder = Decoder(model, model.init_state(len(ids), ids.shape[1] + room), cuda_graph=graph)
+        tokens = decoder.read(ids)[:, None].clone()
+        return torch.cat([ids, tokens, decoder.decode(new - 1)] if new > 1 else [ids, tokens], dim=1)
 
-def generator(model: hl.HybridLM, path: str) -> tuple[Callable[[Tensor, int], Tensor], str]:
-    """(ids, new) -> ids with `new` more, greedily, and the label."""
-    if path == "eager":
-        return partial(_generate, model), "eager"
-    label = compiled(model)
-    if path == "graph":
-        raise NotImplementedError("generation in a CUDA graph is not there yet")
-    return partial(_generate, model), label
-
-
-def _generate(model: hl.HybridLM, ids: Tensor, new: int) -> Tensor:
-    return hl.generate(model, ids, max_new_tokens=new)
+    return generate, f"{label}, CUDA graph" if path == "compile" and graph else label
 
 
 def reader(model: hl.HybridLM, path: str) -> tuple[Callable[[Tensor], Tensor], str]:
-    """ids -> (b, v) logits of the last token with the state filled, and the label."""
-    from benchmarks.inference import read_eagerly
-
+    """ids -> what comes after them with the state filled: logits, or tokens from a graph; and the label."""
     if path == "eager":
-        return partial(read_eagerly, model), "eager"
-    label = compiled(model)
-    if path == "graph":
-        raise NotImplementedError("prefill in a CUDA graph is not there")
-    return partial(read_eagerly, model), label
+        return lambda ids: read_eagerly(model, ids), "eager"
+    if path == "compile":
+        label = compiled(model)
+        return lambda ids: read_eagerly(model, ids), label
+    generate, label = generator(model, path, 2)
+    return lambda ids: generate(ids, 1), label
+
+
+def read_eagerly(model: hl.HybridLM, ids: Tensor) -> Tensor:
+    """(b, v) logits of the last token, through a fresh state with room for one more."""
+    with torch.inference_mode():
+        x, _ = model.hidden(ids, model.init_state(len(ids), ids.shape[1] + 1))
+        return model.logits(x[:, -1])

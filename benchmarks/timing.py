@@ -41,9 +41,9 @@ def many(work: Callable[[], object], device: str, budget: float = 0.3, most: int
 
 
 def free(device: str) -> None:
-    """Give back what no longer has an owner."""
-    gc.collect()
+    """Give back what no longer has an owner, on a GPU; on a CPU memory is not what is short."""
     if device.startswith("cuda"):
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import architecture, contenders
+from benchmarks import architecture, contenders, paths
 from benchmarks.architecture import Architecture, relative
 from benchmarks.contest import Entry, Work, contest
 from benchmarks.inference import prompts
@@ -56,88 +57,79 @@ def _needs(arch: Architecture, batch: int, length: int) -> tuple[float, float]:
     return BACKWARD * batch * arch.forward_flops(length), arch.step_bytes()
 
 
-def recipe(args: Namespace) -> Callable[[], AbstractContextManager]:
+def autocast(args: Namespace) -> torch.dtype | None:
+    """The dtype of a forward pass where it is not that of the weights: bf16 on a GPU unless the options say so."""
+    gpu = args.device.startswith("cuda")
+    wanted = args.precision or ("autocast" if gpu else "float32")
+    return torch.bfloat16 if wanted == "autocast" else None
+
+
+def under(device: str, dtype: torch.dtype | None) -> AbstractContextManager:
     """What a forward pass runs under."""
-    kind = args.device.partition(":")[0]
-    wanted = args.precision or ("autocast" if kind == "cuda" else "float32")
-    return lambda: torch.autocast(kind, torch.bfloat16, enabled=wanted == "autocast")
+    return torch.autocast(device.partition(":")[0], dtype, enabled=dtype is not None)
 
 
-def optimizer(model: nn.Module, device: str, capturable: bool = False) -> torch.optim.AdamW:
+def optimizer(model: nn.Module, device: str) -> torch.optim.AdamW:
     """The same for everyone."""
-    gpu = device.startswith("cuda")
-    return torch.optim.AdamW(
-        model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=gpu, capturable=gpu and capturable
-    )
+    fused = device.startswith("cuda")
+    return torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
 
 
 def _contenders(arch: Architecture, weights: dict, args: Namespace, ids: Tensor, probe: Tensor, truth: Tensor):
     targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], dim=1)
-    under = recipe(args)
+    recipe = partial(under, args.device, autocast(args))
 
     def ours(path: str) -> Entry:
         model = arch.ours(weights, args.device, torch.float32).train()
-        error = _error(model, lambda x: model(x).logits, probe, truth, under)
-        return _ours(model, path, ids, targets, under, error, args.device)
+        error = _error(model, lambda x: model(x).logits, probe, truth, recipe)
+        label = "eager" if path == "eager" else paths.compiled(model)
+        first = _loss(lambda: model(ids, targets=targets).loss, recipe)  # compiles, so that a failure is seen here
+        entry = Entry(step_of(model, lambda: model(ids, targets=targets).loss, recipe, args.device), label)
+        if path == "graph":
+            entry = paths.captured_step(
+                model, optimizer(model, args.device), {"ids": ids, "targets": targets}, autocast(args)
+            )
+        entry.parameters, entry.check = arch.cost.parameters, lambda: (error, first)
+        return entry
 
     def theirs(build: Callable[[], Peer], name: str) -> Entry:
         peer = build()
         peer.model.train()
-        error = _error(peer.model, peer.logits, probe, truth, under)
-        step = step_of(peer.model, lambda: peer.loss(ids, targets), under, args.device)
-        entry = Entry(
-            step, peer.label, peer.parameters, peer.notes, leave=lambda: peer.model.zero_grad(set_to_none=True)
-        )
-        entry.check = lambda: (error, _loss(lambda: peer.loss(ids, targets), under))
-        return entry
+        error = _error(peer.model, peer.logits, probe, truth, recipe)
+        first = _loss(lambda: peer.loss(ids, targets), recipe)
+        step = step_of(peer.model, lambda: peer.loss(ids, targets), recipe, args.device)
+        return Entry(step, peer.label, peer.parameters, peer.notes, check=lambda: (error, first))
 
-    return contenders.line_up(args, ours, theirs, lambda m: m.build(arch, weights, args.device, torch.float32))
-
-
-def _ours(
-    model: nn.Module, path: str, ids: Tensor, targets: Tensor, under: Callable, error: float, device: str
-) -> Entry:
-    """Ours on one of its paths."""
-    from benchmarks.paths import captured_step, compiled
-
-    label, loss = "eager", lambda: model(ids, targets=targets).loss
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if path != "eager":
-        label = compiled(model)
-    if path == "graph":
-        entry = captured_step(model, loss, under, device, label)
-    else:
-        entry = Entry(step_of(model, loss, under, device), label, leave=lambda: model.zero_grad(set_to_none=True))
-    entry.parameters, first = count, _loss(loss, under)  # compiles, so that a failure is seen here
-    entry.check = lambda: (error, first)
-    return entry
+    return contenders.line_up(
+        args, paths.TRAINING, ours, theirs, lambda m: m.build(arch, weights, args.device, torch.float32)
+    )
 
 
-def step_of(model: nn.Module, loss: Callable[[], Tensor], under: Callable, device: str) -> Callable[[], Tensor]:
+def step_of(model: nn.Module, loss: Callable[[], Tensor], recipe: Callable, device: str) -> Callable[[], Tensor]:
     """A training step as everyone writes it."""
     adam = optimizer(model, device)
 
     def step() -> Tensor:
-        with under():
+        with recipe():
             value = loss()
         value.backward()
         adam.step()
         adam.zero_grad(set_to_none=True)
-        return value
+        return value.detach()
 
     return step
 
 
-def _loss(loss: Callable[[], Tensor], under: Callable) -> float:
+def _loss(loss: Callable[[], Tensor], recipe: Callable) -> float:
     """Of the weights as they are."""
-    with under():
-        return float(loss().detach())
+    with recipe():
+        return loss().item()
 
 
 @torch.no_grad()
-def _error(model: nn.Module, logits: Callable, probe: Tensor, truth: Tensor, under: Callable) -> float:
+def _error(model: nn.Module, logits: Callable, probe: Tensor, truth: Tensor, recipe: Callable) -> float:
     model.eval()
-    with under():
+    with recipe():
         found = logits(probe)[0]
     model.train()
     return relative(found, truth)

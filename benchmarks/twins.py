@@ -10,7 +10,8 @@ import torch
 from benchmarks import architecture, contenders
 from benchmarks.architecture import Architecture
 from benchmarks.contest import Contender, Entry, Work, contest
-from benchmarks.inference import prompts, read_eagerly
+from benchmarks.inference import prompts
+from benchmarks.paths import read_eagerly
 from benchmarks.peers import peer
 from benchmarks.run import Run
 from benchmarks.timing import free

@@ -116,11 +116,8 @@ def _meet_kernel(
         cut = cuts + head * chunks * SIZE
         S = tile(states + ((row * h + head) * chunks + z) * p * n, q, n, m, p, n)
         value = tile(v + head * v_h, i, v_t, q, tokens, p)
-        weight = tl.load(steps + (4 * plane if BACK else 3 * plane) + cut + i)[:, None]
-        y = tl.dot(key, tl.trans(S), input_precision="ieee") * weight
-        tl.store(sums + SIZE // COLUMNS * plane + cut + i, tl.sum(y * value, 1))
-        weight = weight * tl.load(steps + cut + i)[:, None] if BACK else weight
-        dkey = tl.dot((value * weight).to(S.dtype), S, dkey, input_precision="ieee")
+        dkey, y = _outside(dkey, key, value, S, steps + cut + i, plane, BACK)
+        tl.store(sums + SIZE // COLUMNS * plane + cut + i, y)
         if BACK:
             here = tl.sum(tl.sum(value * tile(w + head * w_h, i, w_t, q, tokens, p).to(tl.float32), 1), 0)
             tl.store(dD + ((row * chunks + z) * (SIZE // ROWS) + block) * h + head, here)
@@ -148,6 +145,15 @@ def _meet_kernel(
     out += share * part + ((row * t + start) * g + group) * n
     inside = (i < tokens)[:, None] & (m < n)[None, :]
     tl.store(out + i[:, None] * g * n + m[None, :], dkey.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _outside(dkey, key, value, S, steps, plane, BACK: tl.constexpr):
+    """dkey and what of a row's y comes from the state, times value."""
+    weight = tl.load(steps + (4 * plane if BACK else 3 * plane))[:, None]
+    y = tl.dot(key, tl.trans(S), input_precision="ieee") * weight
+    weight = weight * tl.load(steps)[:, None] if BACK else weight
+    return tl.dot((value * weight).to(S.dtype), S, dkey, input_precision="ieee"), tl.sum(y * value, 1)
 
 
 @triton.jit

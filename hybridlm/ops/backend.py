@@ -128,10 +128,15 @@ def devices() -> list[tuple[str, str]]:
     ]
 
 
-@_constant
 def capability() -> tuple[int, int] | None:
     """Compute capability of the first GPU; None: torch sees none."""
     return torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None
+
+
+@_constant
+def from_hopper() -> bool:
+    """Whether the first GPU is a Hopper or a later one. A plain bool: torch 2.11 cannot trace a constant tuple."""
+    return (capability() or (0, 0)) >= (9, 0)
 
 
 def unseen_gpu() -> bool:

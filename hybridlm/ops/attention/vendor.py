@@ -6,9 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hybridlm.ops.attention import flash, flex
 from hybridlm.ops.attention.masks import causal_in_document
-from hybridlm.ops.backend import capability
+from hybridlm.ops.backend import from_hopper
 
-HOPPER = (9, 0)
 ORDER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -38,7 +37,7 @@ def attention(
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
     """PyTorch's own choice, but on Hopper and later cuDNN's kernel first, which is the fastest there."""
-    if mask is None and q.is_cuda and capability() >= HOPPER:
+    if mask is None and q.is_cuda and from_hopper():
         with sdpa_kernel(ORDER, set_priority=True):
             return _attend(q, k, v, None, causal, scale)
     return _attend(q, k, v, mask, causal, scale)

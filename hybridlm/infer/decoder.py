@@ -196,9 +196,11 @@ class Decoder:
     def _choose(self, logits: Tensor) -> None:
         """From logits (b, v) to tokens, all of it on the device and in the rig."""
         rig = self._rig
-        sound = logits.amax(dim=1).abs() < torch.inf  # which NaN is not either
         uniform = None if rig.uniform is None else rig.uniform.index_select(0, rig.slot)[0]
         chosen = self.sampler.choose(logits, None if rig.seen is None else rig.seen[:, :-1], uniform)
+        plain = self.sampler.greedy and rig.seen is None  # then the choice is the highest, NaN included
+        best = logits.gather(1, chosen[:, None])[:, 0] if plain else logits.amax(dim=1)
+        sound = best.abs() < torch.inf
         if self._stopping:
             sound = sound | ~rig.running
             chosen = torch.where(rig.running, chosen, rig.last[:, 0])

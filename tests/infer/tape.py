@@ -29,7 +29,7 @@ LOOKS = ["item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "
 
 
 class NoLooking(TorchFunctionMode):
-    """Refuses what turns a tensor into numbers; in inference mode some of it passes by a dispatch mode."""
+    """Refuses what turns a tensor into numbers, some of which passes by a dispatch mode."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__name__", "") in LOOKS:
@@ -45,6 +45,10 @@ class Tape(TorchDispatchMode):
         self.done, self.before = [], {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        with self:  # in inference mode an operation that is made of others comes here before they do
+            parts = func.decompose(*args, **(kwargs or {}))
+        if parts is not NotImplemented:
+            return parts
         refuse_waiting(func, args)
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:

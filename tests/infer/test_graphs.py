@@ -76,7 +76,7 @@ def assert_same_state(expected, found):
 
 
 # ------------------------------------------------------------------------------------------------ replayed and launched
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(specs(), st.data())
 def test_random_models(spec, data):
     """Any pattern, ragged prompts, any sampler, with and without stops: tokens, counts and every state tensor."""

@@ -36,6 +36,7 @@ def generate_command(
     save_state: str | None = None,
     load_state: str | None = None,
     device: str = "auto",
+    cuda_graph: bool = False,
 ) -> None:
     r"""Write text after a prompt, as it comes. Several prompts are one batch, and are written one after another.
 
@@ -58,6 +59,7 @@ def generate_command(
         save_state: file for what the model remembers after prompt and answer.
         load_state: continue from such a file, of the same model, instead of from nothing.
         device: cpu, cuda:0, ..., or auto, which is a GPU if there is one.
+        cuda_graph: record the steps as a CUDA graph, however short the answer; without this, where it pays.
     """
     sampler = Sampler(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
@@ -67,7 +69,8 @@ def generate_command(
     model, codec = _load(run, device)
     ids = [codec.encode(before + text) for text in prompts]
     state = _resume(model, load_state, ids, max_new_tokens) if load_state else None
-    stream = Stream(model, ids, max_new_tokens, state=state, sampler=sampler, seed=seed)
+    graph = True if cuda_graph else None
+    stream = Stream(model, ids, max_new_tokens, state=state, sampler=sampler, seed=seed, cuda_graph=graph)
     _write(stream, prompts, _answers(codec, stop or [], len(prompts)), sys.stdout)
     if save_state:
         stream.state.save(save_state)

@@ -265,6 +265,11 @@ def test_new_lines_in_a_stop_may_be_spelt_out():
         ({"prompt": ["a"], "save_state": "no/where"}, DataError, "save_state: no/where: its folder does not exist"),
         ({"prompt": ["a"], "save_state": "/"}, DataError, "save_state: / is a folder"),
         ({"prompt_file": "/"}, DataError, "prompt_file: /: a folder, not a file"),
+        (
+            {"prompt": ["a"], "cuda_graph": True},
+            SpecError,
+            "cuda_graph: the model is on cpu, and a CUDA graph needs a GPU",
+        ),
         ({"prompt": ["a"], "device": "tpu"}, SpecError, "device: 'tpu'; it must be one of auto, cpu"),
     ],
 )

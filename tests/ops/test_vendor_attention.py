@@ -270,6 +270,14 @@ def test_autocast_asks_for_one_dtype():
         assert attention(*tensors(), causal=True).dtype == torch.float64
 
 
+def test_a_head_each():
+    """Query head i reads key head i // (heads / hk), as in the reference."""
+    q, k, v = tensors()
+    expanded = (vendor._a_head_each(x, 4) for x in (k, v))
+    same(attention(q, *expanded, causal=True), attention(q, k, v, causal=True, backend="reference"), [q, k, v])
+    assert vendor._a_head_each(q, 4) is q
+
+
 def test_a_window_is_taken_by_whom_it_can_be(played, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(flex, "triton_missing", lambda: None)

@@ -1,5 +1,6 @@
 """Attention by fused kernels: cuDNN's, those of PyTorch, the flash-attn package's, FlexAttention."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -44,6 +45,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, s
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    if q.is_cuda and (mask is not None or q.dtype == torch.float32):
+        k, v = (_a_head_each(x, q.shape[2]) for x in (k, v))
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -54,6 +57,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, 
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return y.transpose(1, 2)
+
+
+def _a_head_each(x: Tensor, heads: int) -> Tensor:
+    """Keys or values (b, s, hk, p) -> (b, s, heads, p): the kernel for these calls knows no groups, and without it all
+    t s scores would be in memory."""
+    return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)
 
 
 def window_lacks(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, document: Tensor | None) -> str | None:

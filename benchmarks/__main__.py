@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 
 COMMANDS = {  # name: (module, function that runs it, function that adds its options, its example, what it does)
     "train": ("train", "main", "add_options", "EXAMPLE", "training steps of the same model in each package"),
     "decode": ("inference", "decode", "add_decode_options", "DECODE_EXAMPLE", "milliseconds a token after a prompt"),
     "prefill": ("inference", "prefill", "add_prefill_options", "PREFILL_EXAMPLE", "reading a prompt"),
     "ops": ("ops", "main", "add_options", "EXAMPLE", "single ops, each backend beside other packages"),
+    "ratios": ("ratios", "main", "add_options", "EXAMPLE", "the headline ratios of the literature, on this machine"),
     "twins": ("twins", "main", "add_options", "EXAMPLE", "a small hybrid beside transformers' CPU path"),
     "zoo": ("zoo", "main", "add_options", "EXAMPLE", "each mixer of hybridlm by itself"),
     "report": ("report", "main", "add_options", "EXAMPLE", "write the tables of benchmarks/README.md from runs"),
@@ -29,6 +31,18 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # a wrong option; hybridlm's own errors say what is allowed
         print(f"{args.command}: {error}", file=sys.stderr)
         return 2
+    except (Exception, KeyboardInterrupt) as error:  # what was measured so far is not lost
+        return _salvaged(error)
+
+
+def _salvaged(error: BaseException) -> int:
+    """Say what went wrong and show the rows that there are."""
+    from benchmarks.run import Run
+
+    traceback.print_exception(error)
+    if Run.latest is not None:
+        Run.latest.finish()
+    return 1
 
 
 def _parser(name: str | None) -> argparse.ArgumentParser:

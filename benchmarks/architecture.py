@@ -21,13 +21,15 @@ EXPAND, CONV = 2, 4
 
 @dataclass(frozen=True)
 class Architecture:
-    """A stack without MLPs, positions and biases, embeddings tied. heads of attention: d_model / head_dim."""
+    """A stack without biases, embeddings tied. heads of attention: d_model / head_dim. mlp, rope: of all layers."""
 
     pattern: str = "(MMMA)12"
     d_model: int = 1024
     d_state: int = 128
     head_dim: int = 64
     vocab_size: int = 50304
+    mlp: str = "none"
+    rope: bool = False
 
     @classmethod
     def of(cls, args: Namespace) -> Architecture:
@@ -54,15 +56,15 @@ class Architecture:
             "expand": EXPAND,
             "d_conv": CONV,
         }
-        attention = {"type": "attention", "heads": self.heads, "head_dim": self.head_dim, "rope": False}
+        attention = {"type": "attention", "heads": self.heads, "head_dim": self.head_dim, "rope": self.rope}
         return {
             "pattern": self.pattern,
             "d_model": self.d_model,
             "vocab_size": self.vocab_size,
-            "mlp": "none",
+            "mlp": self.mlp,
             "norm_eps": EPS,
             "tie_embeddings": True,
-            "blocks": {"M": {"mixer": mamba2}, "A": {"mixer": attention}},
+            "blocks": {"M": {"mixer": mamba2}, "A": {"mixer": attention}, "m": {"mixer": {"type": "mamba"}}},
         }
 
     @cached_property

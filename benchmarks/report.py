@@ -63,10 +63,17 @@ def section(about: dict) -> str:
         f"**{about['title']}.** {where}; {about['date'][:10]}; python {machine['python']}, {versions}.",
         f"Ceilings: {rates['flops'] / 1e12:.3g} TFLOP/s ({rates['dtype']}), {rates['bytes'] / 1e12:.3g} TB/s.",
         f"    {about['command_line']}",
-        "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
+        markdown(rows),
         f"error: {about['error_is']}.",
     ]
+    if about.get("findings"):
+        told.append(markdown([["what", "literature", "here"], ["---"] * 3, *about["findings"]]))
     missing = failures(about["rows"])
     if missing:
         told.append("Not measured: " + "; ".join(missing) + ".")
     return "\n\n".join(told)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table, its first two rows the titles and the line under them."""
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -27,12 +27,19 @@ FORMAT = 1
 
 
 class Run:
-    """rows: what was measured so far. error_is: what the column `error` says. args: as the command line gave them."""
+    """rows: what was measured so far. error_is: what the column `error` says. args: as the command line gave them.
+
+    findings: (what, what others found, what was found here), where rows are to answer a question.
+    """
+
+    latest: Run | None = None
 
     def __init__(self, args: Namespace, title: str, error_is: str):
+        Run.latest = self
         self.args, self.title, self.error_is = args, title, error_is
         self.device: str = args.device
         self.rows: list[Row] = []
+        self.findings: list[tuple[str, str, str]] = []
         self.began = time.monotonic()
         self.folder = Path(args.out or Path("runs/benchmarks") / args.command)
         self.console = Console(width=None if sys.stdout.isatty() else 200)
@@ -98,6 +105,7 @@ class Run:
             "machine": self.machine,
             "ceilings": {"flops": self.ceilings.flops, "bytes": self.ceilings.bytes, "dtype": self.ceilings.dtype},
             "error_is": self.error_is,
+            "findings": self.findings,
         }
 
     def finish(self) -> int:
@@ -109,6 +117,11 @@ class Run:
         for line in lines:
             shown.add_row(*line)
         self.console.print(shown, markup=False) if lines else self.say("nothing was measured")
+        if self.findings:
+            answers = Table("what", "literature", "here")
+            for line in self.findings:
+                answers.add_row(*line)
+            self.console.print(answers, markup=False)
         for text in failures(told):
             self.say(f"not measured: {text}")
         draw(told, f"{self.title}, {self.where}", self.folder / "result.png")

@@ -13,6 +13,7 @@ from benchmarks.__main__ import COMMANDS, main
 from benchmarks.contenders import falling_back
 from benchmarks.contest import Entry
 from benchmarks.machine import Ceilings, ceilings
+from benchmarks.rows import Row
 
 TINY = ["--pattern", "MA", "--d-model", "32", "--d-state", "8", "--head-dim", "16", "--vocab-size", "64"]
 QUICK = ["--device", "cpu", "--rounds", "2", "--calls", "1", "--warmup", "1"]
@@ -21,6 +22,10 @@ CALLS = {
     "decode": [*TINY, "--batches", "1", "--prompt", "16", "--new", "4"],
     "prefill": [*TINY, "--batches", "2", "--prompt", "32"],
     "ops": ["--ops", "ssd,attention,norm", "--lengths", "64", "--tokens", "64", "--backends", "reference"],
+    "ratios": [
+        *["--lengths", "64,128", "--tokens", "128", "--backends", "reference", "--d-model", "32", "--layers", "1"],
+        *["--vocab-size", "64", "--prompt", "8", "--new", "2", "--time-limit", "12"],
+    ],
     "twins": [*TINY, "--batch", "1", "--length", "32", "--prompt", "32", "--new", "2", "--threads", "1"],
     "zoo": ["M", "--d-model", "32", "--tokens", "16", "--decode", "2", "--batch", "1"],
 }
@@ -121,3 +126,15 @@ def test_ceilings_are_measured():
     assert found.flops > 1e9
     assert found.bytes > 1e8
     assert found.floor(2 * found.flops, found.bytes) == 2.0
+
+
+def test_what_was_measured_is_shown_when_a_run_breaks(tmp_path, monkeypatch, capsys):
+    def broken(run, args, *rest):
+        run.add(Row("case", "x", seconds=[0.25]))
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("benchmarks.ratios.training", broken)
+    options = [*CALLS["ratios"], *QUICK, "--parts", "training", "--out", str(tmp_path)]
+    assert main(["ratios", *options]) == 1
+    assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["median_ms"] == 250
+    assert "RuntimeError: broken" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_heads_splits_and_poison(h, hk, dtype, splits, rng, monkeypatch):
 
     if h != hk and dtype == torch.bfloat16:
         dtype = torch.float16  # the interpreter multiplies bf16 matrices as if they were integers
-    monkeypatch.setattr(triton_decode, "splits_of", lambda b, s, hk: splits)
+    monkeypatch.setattr(triton_decode, "splits_of", lambda *sizes: splits)
     args = drawn(rng, dtype, h=h, hk=hk)
     y = cached_attention(*args, extent=1000, backend="triton")
     assert y.dtype == dtype
@@ -58,9 +58,9 @@ def test_scale_uneven_widths_and_strides(rng):
 def test_the_number_of_programs_follows_from_shapes_alone():
     from hybridlm.ops.attention.triton_decode import splits_of
 
-    assert splits_of(64, 2048, 16) < splits_of(1, 2048, 16)
-    assert splits_of(1, 10, 1) == 1
-    assert all(splits_of(b, s, 8) in (1, 2, 4, 8, 16, 32, 64, 128) for b in (1, 7, 100) for s in (1, 999, 10**6))
+    assert splits_of(64, 2048, 16, 64) < splits_of(1, 2048, 16, 64)
+    assert splits_of(1, 10, 1, 64) == 1
+    assert all(splits_of(b, s, 8, 64) in (1, 2, 4, 8, 16, 32, 64, 128) for b in (1, 7, 100) for s in (1, 999, 10**6))
 
 
 def test_what_the_kernel_does_not_take(rng):

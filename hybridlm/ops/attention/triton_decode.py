@@ -10,8 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 2048  # to fill a GPU
-FEWEST = 64  # keys for which a program is worth its while
+from hybridlm.ops.triton_launch import queue, queued
+
+PROGRAMS = 512  # to keep a GPU's memory busy
+FEWEST = 8192  # entries of keys for which a program is worth its while: 128 keys of 64
 LOG2_E = 1.4426950408889634
 
 
@@ -34,9 +36,10 @@ def _(q, k, v, positions, scale):
     return q.new_empty(*q.shape[:2], v.shape[-1])
 
 
-def splits_of(b: int, s: int, hk: int) -> int:
-    """How many programs share the keys of a row and a head."""
-    return triton.next_power_of_2(max(1, min(-(-PROGRAMS // (b * hk)), -(-s // FEWEST), 128)))
+def splits_of(b: int, s: int, hk: int, width: int) -> int:
+    """How many programs share the keys of a row and a head, a power of 2."""
+    most = max(1, min(PROGRAMS // (b * hk), s * width // FEWEST, 128))
+    return 1 << most.bit_length() - 1
 
 
 def launch(
@@ -48,22 +51,23 @@ def launch(
     y: Tensor,
     splits: int | None = None,
     keys: int | None = None,
-    warps: int = 4,
-    stages: int = 1,
+    warps: int | None = None,
+    stages: int | None = None,
 ) -> None:
     (b, h, p), (s, hk), pv = q.shape, k.shape[1:3], v.shape[-1]
-    splits = splits or splits_of(b, s, hk)
     width, group = triton.next_power_of_2(max(p, pv, 16)), h // hk
+    splits = splits or splits_of(b, s, hk, width)
     sums = q.new_empty(b, h, splits, pv, dtype=torch.float32) if splits > 1 else y
     about = q.new_empty(2, b, h, splits, dtype=torch.float32)
+    warps, stages = warps or (4 if group == 1 else 2), stages or (3 if group == 1 else 2)
     heads = {} if group == 1 else {"GROUP": group, "HEADS": max(16, triton.next_power_of_2(group))}
     (_attend_one if group == 1 else _attend_group)[(splits, hk, b)](
         q, k, v, positions, sums, about, scale * LOG2_E, s, p, pv,
         *q.stride(), *k.stride(), *v.stride(), positions.stride(0), **heads,
-        KEYS=keys or max(16, min(64, 4096 // width)), WIDTH=width, STAGES=stages, num_warps=warps,
+        KEYS=keys or max(16, min(64, 4096 // width)), WIDTH=width, STAGES=stages, num_warps=warps, **queued(q),
     )  # fmt: skip
     if splits > 1:
-        _merge[(h, b)](sums, about, y, b * h * splits, pv, SPLITS=splits, WIDTH=width, num_warps=4)
+        _merge[(h, b)](sums, about, y, b * h * splits, pv, SPLITS=splits, WIDTH=width, num_warps=4, **queued(q))
 
 
 @triton.jit
@@ -79,9 +83,10 @@ def _share(positions, row, positions_b, s, KEYS: tl.constexpr):
 def _attend_one(
     q, k, v, positions, sums, about, scale, s, p, pv,
     q_b, q_h, q_p, k_b, k_s, k_h, k_p, v_b, v_s, v_h, v_p, positions_b,
-    KEYS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+    KEYS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
     """A key head of one query. Each of KEYS lanes keeps a softmax of its own; they meet at the end."""
+    queue(QUEUED)
     row, head = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     first, last = _share(positions, row, positions_b, s, KEYS)
     c = tl.arange(0, WIDTH)[None, :]
@@ -112,8 +117,10 @@ def _attend_group(
     q, k, v, positions, sums, about, scale, s, p, pv,
     q_b, q_h, q_p, k_b, k_s, k_h, k_p, v_b, v_s, v_h, v_p, positions_b,
     GROUP: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+    QUEUED: tl.constexpr,
 ):  # fmt: skip
     """A key head of GROUP queries, which are the rows of a matrix product."""
+    queue(QUEUED)
     row, owner = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     first, last = _share(positions, row, positions_b, s, KEYS)
     mine = tl.arange(0, HEADS)[:, None] < GROUP
@@ -154,7 +161,8 @@ def _store(sums, about, total, top, weight, head, mine, heads, pv, c):
 
 
 @triton.jit
-def _merge(sums, about, y, apart, pv, SPLITS: tl.constexpr, WIDTH: tl.constexpr):
+def _merge(sums, about, y, apart, pv, SPLITS: tl.constexpr, WIDTH: tl.constexpr, QUEUED: tl.constexpr):
+    queue(QUEUED)
     head = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     place = head * SPLITS + tl.arange(0, SPLITS)[:, None]
     c = tl.arange(0, WIDTH)[None, :]

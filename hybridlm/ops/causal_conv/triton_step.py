@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridlm.ops.triton_launch import queue, queued
+
 ENTRIES = 512  # channels times taps that a program takes
 
 
@@ -49,14 +51,16 @@ def launch(
     rows = max(1, entries // taps)
     _step[(triton.cdiv(c, rows), b)](
         x, weight.contiguous(), bias if bias is None else bias.contiguous(), state, y, c, k, *x.stride(),
-        ROWS=rows, TAPS=taps, SILU=silu, num_warps=warps, num_stages=1,
+        ROWS=rows, TAPS=taps, SILU=silu, num_warps=warps, num_stages=1, **queued(x),
     )  # fmt: skip
 
 
 @triton.jit
 def _step(
-    x, weight, bias, state, y, c, k, x_b, x_c, ROWS: tl.constexpr, TAPS: tl.constexpr, SILU: tl.constexpr
+    x, weight, bias, state, y, c, k, x_b, x_c,
+    ROWS: tl.constexpr, TAPS: tl.constexpr, SILU: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
+    queue(QUEUED)
     row = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     j = tl.arange(0, TAPS)[None, :]

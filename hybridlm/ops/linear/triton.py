@@ -1,7 +1,7 @@
 """A linear layer for few rows: each program takes some rows of the weight, whole, and every row of x.
 
-The weight's bytes are all that counts, so a program asks for all of its own at once, before the first product. Up to
-VECTOR rows of x are multiplied and summed on the ordinary units; more of them go to the matrix units, 16 at a time.
+The weight's bytes are all that counts. A row or two of x are multiplied and summed by warps that each ask for all of
+their weights at once, before the first product; more of them go to the matrix units, 16 at a time.
 """
 
 import torch
@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-VECTOR = 4  # rows
-WIDEST = 4096  # of the inner width, what a program holds at a time
+from hybridlm.ops.triton_launch import queue, queued
+
+WIDEST = 2048  # of the inner width, what a program holds at a time
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -23,7 +24,10 @@ def linear_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (m, i), weight (o, i) -> (m, o)."""
     y = x.new_empty(x.shape[0], weight.shape[0])
     with torch.cuda.device_of(x):
-        (launch_vector if x.shape[0] <= VECTOR else launch_matrix)(x, weight, bias, y)
+        if x.shape[0] <= 2 or (x.shape[0] <= 4 and weight.shape[0] <= 2048):
+            launch_vector(x, weight, bias, y)
+        else:
+            launch_matrix(x, weight, bias, y)
     return y
 
 
@@ -33,23 +37,21 @@ def _(x, weight, bias):
 
 
 # ----------------------------------------------------------------------------------------------------- a row, or a few
-def launch_vector(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, block: int | None = None, warps: int | None = None
-) -> None:
+def launch_vector(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, block: int = 2, warps: int = 1) -> None:
     (m, i), o = x.shape, weight.shape[0]
     inner = min(triton.next_power_of_2(i), WIDEST)
-    block = block or (4 if inner <= 1024 else 2)
     _vector[(triton.cdiv(o, block),)](
         x, weight, bias, y, i, o, *x.stride(), weight.stride(0),
-        ROWS=m, PADDED=triton.next_power_of_2(m), BLOCK=block, INNER=inner, num_warps=warps or 4, num_stages=1,
+        ROWS=m, PADDED=triton.next_power_of_2(m), BLOCK=block, INNER=inner, num_warps=warps, num_stages=1, **queued(x),
     )  # fmt: skip
 
 
 @triton.jit
 def _vector(
     x, weight, bias, y, i, o, x_row, x_column, weight_row,
-    ROWS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr,
+    ROWS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
+    queue(QUEUED)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.arange(0, PADDED)[:, None].to(tl.int64)
     total = tl.zeros([PADDED, BLOCK], tl.float32)
@@ -72,23 +74,25 @@ def launch_matrix(
     weight: Tensor,
     bias: Tensor | None,
     y: Tensor,
-    block: int = 16,
-    inner: int = 256,
-    warps: int = 2,
-    stages: int = 3,
+    geometry: tuple[int, int, int, int] | None = None,
 ) -> None:
+    """geometry: rows of the weight and columns at a time, warps, stages."""
     (m, i), o = x.shape, weight.shape[0]
+    block, inner, warps, stages = geometry or ((16, 256, 2, 3) if o <= 8192 else (64, 128, 4, 4))
+    inner = inner * 2 // x.element_size()
     _matrix[(triton.cdiv(o, block),)](
         x, weight, bias, y, m, i, o, *x.stride(), weight.stride(0),
-        ROWS=max(16, triton.next_power_of_2(m)), BLOCK=block, INNER=inner, num_warps=warps, num_stages=stages,
+        ROWS=max(16, triton.next_power_of_2(m)), BLOCK=block, INNER=inner,
+        num_warps=warps, num_stages=stages, **queued(x),
     )  # fmt: skip
 
 
 @triton.jit
 def _matrix(
     x, weight, bias, y, m, i, o, x_row, x_column, weight_row,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
+    queue(QUEUED)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
     row = tl.arange(0, ROWS)[:, None].to(tl.int64)
     total = tl.zeros([ROWS, BLOCK], tl.float32)

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridlm.ops.triton_launch import queue, queued
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normalise(x.reshape(-1, x.shape[-1]), None, weight, None, eps, 1, False).reshape(x.shape)
@@ -34,7 +36,7 @@ def normalise(
     with torch.cuda.device_of(x):
         _normalise[(m, groups)](
             x, gate, weight.contiguous(), bias, y, d // groups, eps, *x.stride(), *gate_strides,
-            BLOCK=block, CENTRE=centre, num_warps=min(8, max(1, block // 256)), num_stages=1,
+            BLOCK=block, CENTRE=centre, num_warps=min(8, max(1, block // 256)), num_stages=1, **queued(x),
         )  # fmt: skip
     return y
 
@@ -46,8 +48,10 @@ def _(x, gate, weight, bias, eps, groups, centre):
 
 @triton.jit
 def _normalise(
-    x, gate, weight, bias, y, d, eps, x_row, x_column, gate_row, gate_column, BLOCK: tl.constexpr, CENTRE: tl.constexpr
+    x, gate, weight, bias, y, d, eps, x_row, x_column, gate_row, gate_column,
+    BLOCK: tl.constexpr, CENTRE: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
+    queue(QUEUED)
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < d

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridlm.ops.triton_launch import queue, queued
+
 
 def rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     return turn(x, positions, theta)
@@ -22,7 +24,7 @@ def turn(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     with torch.cuda.device_of(x):
         _turn[(t, b)](
             x, positions, y, coarse, rate - coarse, t, h, p // 2, *x.stride(), *positions.stride(),
-            HEADS=triton.next_power_of_2(h), HALF=triton.next_power_of_2(p // 2), num_warps=4,
+            HEADS=triton.next_power_of_2(h), HALF=triton.next_power_of_2(p // 2), num_warps=4, **queued(x),
         )  # fmt: skip
     return y
 
@@ -35,8 +37,9 @@ def _(x, positions, theta):
 @triton.jit
 def _turn(
     x, positions, y, rate, rest, t, h, half, x_b, x_t, x_h, x_p, positions_b, positions_t,
-    HEADS: tl.constexpr, HALF: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
+    queue(QUEUED)
     row, step = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64)
     head, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (head < h) & (i < half)

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridlm.ops.triton_launch import queue, queued
+
 ENTRIES = 1024  # of the state that a program takes
 
 
@@ -54,15 +56,16 @@ def launch(
     A, D = A.contiguous(), D if D is None else D.contiguous()
     _step[(triton.cdiv(d, rows), b)](
         x, dt, A, B, C, D, state, y, d, n, *x.stride(), *dt.stride(), *B.stride(), *C.stride(),
-        ROWS=rows, WIDTH=width, num_warps=warps, num_stages=1,
+        ROWS=rows, WIDTH=width, num_warps=warps, num_stages=1, **queued(x),
     )  # fmt: skip
 
 
 @triton.jit
 def _step(
     x, dt, A, B, C, D, state, y, d, n, x_b, x_d, dt_b, dt_d, B_b, B_n, C_b, C_n,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
+    queue(QUEUED)
     row = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     j = tl.arange(0, WIDTH)[None, :]

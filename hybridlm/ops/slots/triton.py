@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridlm.ops.triton_launch import queue, queued
+
 BLOCK = 1024
 
 
@@ -25,7 +27,8 @@ def write_pair(
     with torch.cuda.device_of(first):
         _write[(triton.cdiv(max(wide, narrow), BLOCK), m, 2)](
             first, second, new_first, new_second, slots, keep, s, t, wide, narrow,
-            *new_first.stride(), *new_second.stride(), *slots.stride(), *keep_strides, BLOCK=BLOCK, num_warps=4,
+            *new_first.stride(), *new_second.stride(), *slots.stride(), *keep_strides,
+            BLOCK=BLOCK, num_warps=4, **queued(first),
         )  # fmt: skip
 
 
@@ -37,8 +40,10 @@ def _(first, second, new_first, new_second, slots, keep):
 @triton.jit
 def _write(
     first, second, new_first, new_second, slots, keep, s, t, wide, narrow,
-    first_row, first_column, second_row, second_column, slots_b, slots_t, keep_b, keep_t, BLOCK: tl.constexpr,
+    first_row, first_column, second_row, second_column, slots_b, slots_t, keep_b, keep_t,
+    BLOCK: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
+    queue(QUEUED)
     token = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     wanted = i >= 0

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridlm.ops.triton_launch import queue, queued
+
 ENTRIES = 512  # of the state that a program takes: with one warp, four loads of 16 bytes a thread
 
 
@@ -62,7 +64,7 @@ def launch(
     _step[(triton.cdiv(p, rows), h, b)](
         x, dt, A, B, C, D, state, y, p, n, h // B.shape[1],
         *x.stride(), *dt.stride(), *B.stride(), *C.stride(),
-        ROWS=rows, WIDTH=width, num_warps=warps, num_stages=1,
+        ROWS=rows, WIDTH=width, num_warps=warps, num_stages=1, **queued(x),
     )  # fmt: skip
 
 
@@ -70,8 +72,9 @@ def launch(
 def _step(
     x, dt, A, B, C, D, state, y, p, n, heads_of_group,
     x_b, x_h, x_p, dt_b, dt_h, B_b, B_g, B_n, C_b, C_g, C_n,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
+    queue(QUEUED)
     row = tl.program_id(2).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
     group = head // heads_of_group

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridlm.ops.triton_launch import queue, queued
+
 BLOCK = 256
 
 
@@ -21,8 +23,9 @@ def steps_rates(dt: Tensor, bias: Tensor | None, A_log: Tensor) -> tuple[Tensor,
     bias = bias if bias is None else bias.contiguous()
     with torch.cuda.device_of(dt):
         _steps[(triton.cdiv(m * h, BLOCK) + triton.cdiv(n, BLOCK),)](
-            dt, bias, A_log.contiguous(), steps, rates, m * h, h, n, *dt.stride(), BLOCK=BLOCK, num_warps=1
-        )
+            dt, bias, A_log.contiguous(), steps, rates, m * h, h, n, *dt.stride(),
+            BLOCK=BLOCK, num_warps=1, **queued(dt),
+        )  # fmt: skip
     return steps, rates
 
 
@@ -32,8 +35,9 @@ def _(dt, bias, A_log):
 
 
 @triton.jit
-def _steps(dt, bias, A_log, steps, rates, total, h, n, dt_row, dt_column, BLOCK: tl.constexpr):
+def _steps(dt, bias, A_log, steps, rates, total, h, n, dt_row, dt_column, BLOCK: tl.constexpr, QUEUED: tl.constexpr):
     """The first programs are for dt, the others for A."""
+    queue(QUEUED)
     block, first = tl.program_id(0).to(tl.int64), tl.cdiv(total, BLOCK)
     if block < first:
         at = block * BLOCK + tl.arange(0, BLOCK)

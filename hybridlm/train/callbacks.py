@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from hybridlm.compose.build import save
 from hybridlm.errors import CheckpointError
 from hybridlm.train.checkpoint import put_aside_later
+from hybridlm.train.graphs import NonFiniteError
 
 
 class Interrupted(Exception):  # noqa: N818 (a request, not a fault)
@@ -47,10 +48,6 @@ class Interrupted(Exception):  # noqa: N818 (a request, not a fault)
 
 class UnsavedError(CheckpointError):
     """A checkpoint or a model that could not be written; what was there before is intact."""
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss or a gradient that is no number. The optimiser step was not taken."""
 
 
 class RunCheckpoint(Checkpoint):
@@ -222,11 +219,10 @@ class NonFiniteGuard(Callback):
         self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """NonFiniteError if the loss is not finite."""
-        if not torch.isfinite(loss):
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                where = first_nonfinite(pl_module, self._batch)
-            raise self._error(trainer, f"the loss is {loss.item()}. {where}")
+        """NonFiniteError if the loss is not finite. A captured step looks itself, and waits for nothing."""
+        if not pl_module.cuda_graph and not torch.isfinite(loss):
+            where = first_nonfinite(trainer, pl_module, self._batch)
+            raise nonfinite(trainer, f"the loss is {loss.item()}. {where}")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """NonFiniteError if a gradient is not finite. (float16 has a scaler that skips such steps.)"""
@@ -235,18 +231,20 @@ class NonFiniteGuard(Callback):
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients.values())):
             bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-            raise self._error(trainer, f"the loss is finite, its gradient is not: {', '.join(bad[-3:]) or 'its norm'}.")
-
-    def _error(self, trainer: pl.Trainer, what: str) -> NonFiniteError:
-        kept = sorted((Path(trainer.default_root_dir) / "checkpoints").glob("step-*"))
-        good = f"The last good checkpoint is {kept[-1]}" if kept else "No checkpoint had been saved yet"
-        return NonFiniteError(
-            f"step {trainer.global_step + 1}: {what}\nThe optimiser step was not taken. {good}; "
-            "a lower model.lr, longer model.warmup or trainer.precision 32-true may help."
-        )
+            raise nonfinite(trainer, f"the loss is finite, its gradient is not: {', '.join(bad[-3:]) or 'its norm'}.")
 
 
-def first_nonfinite(pl_module: pl.LightningModule, batch: Any) -> str:
+def nonfinite(trainer: pl.Trainer, what: str, ago: int = 0) -> NonFiniteError:
+    """The error to raise: the step, what went wrong, and what may help. ago: steps counted since."""
+    kept = sorted((Path(trainer.default_root_dir) / "checkpoints").glob("step-*"))
+    good = f"The last good checkpoint is {kept[-1]}" if kept else "No checkpoint had been saved yet"
+    return NonFiniteError(
+        f"step {trainer.global_step + 1 - ago}: {what}\nThe optimiser step was not taken. {good}; "
+        "a lower model.lr, longer model.warmup or trainer.precision 32-true may help."
+    )
+
+
+def first_nonfinite(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> str:
     """Run a batch again with a hook on every layer; a sentence that names the first non-finite activation."""
     model = pl_module.model
     broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
@@ -263,7 +261,11 @@ def first_nonfinite(pl_module: pl.LightningModule, batch: Any) -> str:
         for name, layer in model.named_modules():
             if name:
                 hooks.callback(watch(name, layer).remove)
-        pl_module.loss(batch)
+        hooks.enter_context(trainer.precision_plugin.forward_context())
+        if pl_module.compiled:
+            hooks.enter_context(torch.compiler.set_stance("force_eager"))  # which a hook that looks at numbers needs
+        with torch.no_grad():
+            pl_module.loss(batch)
     where = (
         f"First layer with a non-finite activation: {found[0]}." if found else "Every layer's activations are finite."
     )

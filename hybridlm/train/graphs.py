@@ -18,11 +18,19 @@ from hybridlm.compose.model import HybridLM, Output
 from hybridlm.errors import SpecError
 
 Batch = dict[str, Tensor]
+NOT_FINITE = "the loss or its gradient is no number; the optimiser step was not taken"
 WARM_UP = 3  # steps before the capture: compiling, tuning, and the optimiser's first state
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or a gradient that is no number. The optimiser step was not taken."""
+    """A loss or a gradient that is no number. The optimiser step was not taken.
+
+    batch: what the step read, where the step knows. ago: how many steps have been asked for since.
+    """
+
+    def __init__(self, message: str, batch: Batch | None = None, ago: int = 0) -> None:
+        super().__init__(message)
+        self.batch, self.ago = batch, ago
 
 
 class TrainStep:
@@ -54,7 +62,8 @@ class TrainStep:
         self.device = next(model.parameters()).device
         self.fused = all(group.get("fused") for group in optimizer.param_groups)
         self.bad = torch.zeros((), device=self.device)  # 1 from the first non-finite step on
-        self.steps, self._seen = 0, []
+        self.steps = 0
+        self._watched: list[tuple[Tensor, torch.cuda.Event, Batch]] = []
         self._replay: Callable[[], Output] | None = None
         self._inputs: Batch | None = None
         self.graph = graph
@@ -70,13 +79,18 @@ class TrainStep:
         else:
             out = self._run(batch)
         self.steps += 1
-        self._watch()
+        if self.device.type == "cuda":
+            self._watch(batch)
+        elif self.bad.item():
+            raise NonFiniteError(NOT_FINITE, batch)
         return out
 
     def check(self) -> None:
         """NonFiniteError if a step so far was not finite; waits for the device."""
+        while self._watched:
+            self._look()
         if self.bad.item():
-            raise NonFiniteError("the loss or its gradient is no number; the optimiser step was not taken")
+            raise NonFiniteError(NOT_FINITE)
 
     def _run(self, batch: Batch) -> Output:
         """The step itself, which waits for nothing."""
@@ -99,25 +113,25 @@ class TrainStep:
             clip_grads_with_norm_(parameters, self.clip, norm)
         if self.fused:
             self.optimizer.found_inf = self.bad  # what a GradScaler says to a fused optimiser: 1 skips the step
-        else:
-            self.check()
+        elif self.bad.item():
+            raise NonFiniteError(NOT_FINITE)
         self.optimizer.step()
 
-    def _watch(self) -> None:
+    def _watch(self, batch: Batch) -> None:
         """Look at how the step before this one went, which the device knows by now."""
-        if self.device.type != "cuda":
-            return self.check()
         flag = torch.empty((), pin_memory=True)
         flag.copy_(self.bad, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        self._seen.append((flag, done))
-        if len(self._seen) > 1:
-            flag, done = self._seen.pop(0)
-            done.synchronize()
-            if flag.item():
-                self.check()
-        return None
+        self._watched.append((flag, done, batch))
+        if len(self._watched) > 1:
+            self._look()
+
+    def _look(self) -> None:
+        flag, done, batch = self._watched.pop(0)
+        done.synchronize()
+        if flag.item():
+            raise NonFiniteError(NOT_FINITE, batch, ago=len(self._watched))
 
     # ------------------------------------------------------------------------------------------------------ the graph
     def _take(self, batch: Batch) -> None:
@@ -177,3 +191,9 @@ def detached(out: Output) -> Output:
 
 def _detached(values: Iterable[tuple[str, Tensor | None]]) -> dict[str, Tensor | None]:
     return {name: None if value is None else value.detach() for name, value in values}
+
+
+def plain_groups(optimizer_state: dict) -> None:
+    """Give an optimiser's state the settings of one that was not captured, so that it can be resumed anywhere."""
+    for group in optimizer_state["param_groups"]:
+        group["lr"], group["capturable"] = float(group["lr"]), False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from hybridlm.compose.build import build
+from hybridlm.compose.compiled import compile as compile_blocks
 from hybridlm.compose.model import Output
 from hybridlm.compose.spec import meaning
 from hybridlm.errors import CheckpointError, SpecError
 from hybridlm.ops.cross_entropy import IGNORED
 from hybridlm.resources import find_config
+from hybridlm.train.callbacks import first_nonfinite, nonfinite
 from hybridlm.train.data import TextData
+from hybridlm.train.graphs import NonFiniteError, TrainStep, plain_groups, require_graph
 from hybridlm.train.metrics import SCORES, bits_per_byte, own_loss
 from hybridlm.train.optim import Schedule, adamw, capped_schedule, schedule_factor
 from hybridlm.train.routers import Rebalancing, measures
@@ -35,6 +38,10 @@ class LitHybridLM(pl.LightningModule):
         decay: share of the run in which wsd falls.
         final_lr: where the schedule ends, as a share of lr.
         seed: of the initial weights.
+        compile: compile the blocks with torch.compile.
+        checkpoint: activation checkpointing: keep what goes into each block, and compute the rest again for gradients.
+        cuda_graph: capture the whole step in a CUDA graph after the first few: for steps that are bound by launches.
+            One GPU, no accumulation of gradients, batches of one shape.
 
     A batch is what TextData or SignalData gives. Raises SpecError (spec, settings), DataError (data that the model
     cannot read) and CheckpointError (a checkpoint of another spec, with every difference at once).
@@ -51,6 +58,9 @@ class LitHybridLM(pl.LightningModule):
         decay: float = 0.2,
         final_lr: float = 0.1,
         seed: int = 0,
+        compile: bool = False,
+        checkpoint: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         _check(lr=lr, weight_decay=weight_decay, betas=betas, warmup=warmup, decay=decay, final_lr=final_lr)
@@ -60,9 +70,15 @@ class LitHybridLM(pl.LightningModule):
         self.model = build(self.spec_path, seed=seed)
         self.score = SCORES[self.model.spec.output.type](self.model.spec)
         self.rebalancing = Rebalancing()
+        self.compiled, self.cuda_graph = compile, cuda_graph
+        self.model.checkpoint_blocks(int(checkpoint))
+        if compile:
+            compile_blocks(self.model)
 
     def setup(self, stage: str) -> None:
-        """Check that model and data go together, before anything is read."""
+        """Check that model and data go together, and the step and the trainer, before anything is read."""
+        if self.cuda_graph and stage == "fit":
+            _require_graph(self.trainer)
         data = self.trainer.datamodule
         if isinstance(data, StepData):
             data.require(self.model.spec, self.spec_path)
@@ -83,7 +99,7 @@ class LitHybridLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One micro-batch. Logs train_loss and train_bpb, of the head's own loss alone; lr; what the routers did."""
-        out = self.read(batch)
+        out = self._captured(batch) if self.cuda_graph else self.read(batch)
         own = own_loss(out).detach()
         self.log("train_loss", own, prog_bar=True)
         if self.bytes_per_token is not None:
@@ -94,9 +110,31 @@ class LitHybridLM(pl.LightningModule):
         self.rebalancing.add(out.router)
         return {"loss": out.loss, self.model.readout.measure: own}
 
+    @cached_property
+    def whole_step(self) -> TrainStep:
+        """The step that `cuda_graph` asks for: forward, backward, clipping and optimiser."""
+        mixed = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        optimizer, clip = self.optimizers(use_pl_optimizer=False), self.trainer.gradient_clip_val
+        return TrainStep(self.model, optimizer, clip=clip, autocast=mixed, graph=True)
+
+    def _captured(self, batch: Batch) -> Output:
+        try:
+            return self.whole_step({"ids": inputs_of(batch), **_marks(batch), "targets": batch["targets"]})
+        except NonFiniteError as error:
+            where = first_nonfinite(self.trainer, self, error.batch or batch)
+            raise nonfinite(self.trainer, f"the loss or its gradient is no number. {where}", error.ago) from None
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's part of the step, unless `whole_step` has taken all of it."""
+        if not self.cuda_graph:
+            super().backward(loss, *args, **kwargs)
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """The step, all of its micro-batches, and then what it says of the routers' biases."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.cuda_graph:
+            optimizer_closure()  # in which the captured optimiser has stepped, too
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.rebalancing.step(self.model.blocks, partial(self.trainer.strategy.reduce, reduce_op="sum"))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -153,6 +191,10 @@ class LitHybridLM(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """The resolved spec goes into every checkpoint."""
         checkpoint["spec"] = self.model.spec.to_dict()
+        if self.cuda_graph:
+            self.whole_step.check()
+            for state in checkpoint["optimizer_states"]:
+                plain_groups(state)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another model, naming every difference."""
@@ -162,6 +204,21 @@ class LitHybridLM(pl.LightningModule):
 def _marks(batch: Batch) -> dict[str, Tensor]:
     """What a batch says of its tokens, besides what they are."""
     return {name: batch[name] for name in ("valid", "segment_ids") if name in batch}
+
+
+def _require_graph(trainer: pl.Trainer) -> None:
+    """SpecError: what keeps a run's step from being captured whole."""
+    require_graph(trainer.strategy.root_device, fused=True)
+    rules = {
+        "accumulate_grad_batches": (trainer.accumulate_grad_batches, 1),
+        "devices": (trainer.world_size, 1),
+        "gradient_clip_algorithm": (trainer.gradient_clip_algorithm or "norm", "norm"),
+    }
+    for name, (value, only) in rules.items():
+        if value != only:
+            raise SpecError(f"model.cuda_graph captures one whole step: trainer.{name} must be {only}, not {value}")
+    if trainer.precision == "16-mixed":
+        raise SpecError("model.cuda_graph: 16-mixed scales the loss between steps; use bf16-mixed")
 
 
 def require_same_spec(spec: dict, module: LitHybridLM, shapes: dict[str, object] | None = None) -> None:

@@ -107,7 +107,8 @@ def _scan(drive: Drive, h: Tensor) -> tuple[Tensor, Tensor]:
         padded = F.pad(v, (0, 0) * (v.ndim - 2) + (0, -t % size))
         return rearrange(padded, "b (z c) ... -> c b z ...", c=size)
 
-    y, h, _ = _Scan.apply(*drive.map(fold), h)
+    drive = drive.map(fold)
+    y, h, _ = _Scan.apply(*drive, h) if torch.is_grad_enabled() else _run(drive, h)  # torch.compile needs to be told
     return rearrange(y, "c b z d -> b (z c) d")[:, :t], h
 
 

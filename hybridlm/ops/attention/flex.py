@@ -34,8 +34,14 @@ def packed_attention(
     q: Tensor, k: Tensor, v: Tensor, document: Tensor | None, size: int | None = None, scale: float | None = None
 ) -> Tensor:
     """Causal attention, inside each document if given, over the last `size` tokens if given."""
-    run = _packed if torch.compiler.is_compiling() else _compiled()
-    return run(q, k, v, document, size, scale)
+    if torch.compiler.is_compiling():
+        return _packed(q, k, v, document, size, scale)
+    from torch._dynamo import config as tracing
+    from torch._functorch import config as graphs
+
+    # The backward pass may run twice over one graph; past its limit the compiler would fall back to a dense reference.
+    with graphs.patch(donated_buffer=False), tracing.patch(recompile_limit=64):
+        return _compiled()(q, k, v, document, size, scale)
 
 
 @cache

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from hybridlm.checks import whole
 from hybridlm.compose.model import HybridLM
 from hybridlm.errors import CheckpointError, StateError, UnsupportedError
 from hybridlm.infer import graphs
+from hybridlm.infer.modes import evaluating, uncached_casts
 from hybridlm.infer.rig import BLOCK, Rig, again, require_same_memory
 from hybridlm.infer.sampling import Draws, Sampler
 from hybridlm.state import ModelState
@@ -319,27 +319,3 @@ def _last(x: Tensor, valid: Tensor | None) -> Tensor:
     steps = torch.arange(x.shape[1], device=x.device)
     last = torch.where(valid, steps, -1).amax(dim=1) % x.shape[1]
     return x[torch.arange(x.shape[0], device=x.device), last]
-
-
-@contextmanager
-def evaluating(model: HybridLM) -> Iterator[None]:
-    """Dropout is off within; afterwards each module is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def uncached_casts() -> Iterator[None]:
-    """Within it autocast casts a weight whenever it is used, so that a replay sees what the weight is then."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)

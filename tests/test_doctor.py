@@ -110,6 +110,7 @@ def test_every_layer_is_asked(run):
     ops = {layer["block"]: {op["op"] for op in layer["training"]} for layer in layers}
     assert "ssd" in ops["M"]
     assert "attention" in ops["A"]
+    assert "cached_attention" in {op["op"] for op in layers[1]["decoding"]}
     assert "long_conv" in ops["S"]
     assert {"selective_scan", "attention"} <= ops["<m|W>"]
     assert all(op["backend"] in ("reference", "vendor", "triton") for layer in layers for op in layer["decoding"])

@@ -72,8 +72,11 @@ def _call(block: Any, spec: ModelSpec, device: str, tokens: int) -> None:
     from hybridlm.context import Cursor
 
     x = torch.zeros(1, tokens, spec.d_model, device=device, dtype=next(iter(block.parameters()), torch.zeros(0)).dtype)
-    state = block.init_state(1, 256, device=device, dtype=x.dtype) if tokens == 1 else None
-    block(x, state, replace(Cursor.zeros(1, device=device).open(x), embeddings=x))
+    state, cursor = None, Cursor.zeros(1, device=device)
+    if tokens == 1:
+        state = block.init_state(1, 256, device=device, dtype=x.dtype)
+        cursor.open(x.expand(1, 128, -1))  # so many came before
+    block(x, state, replace(cursor.open(x), embeddings=x))
 
 
 def _row(one: Seen) -> dict[str, Any]:

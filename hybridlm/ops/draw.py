@@ -74,6 +74,7 @@ class Draw:
 
     def __init__(self, case: str, sizes: Sizes, device: torch.device | str, dtype: torch.dtype, seed: int):
         self.case, self.device, self.dtype = case, torch.device(device), dtype
+        self.sizes = sizes
         self.b, self.t, self.d, self.h, self.p, self.g, self.n, self.v = sizes
         self.t = 1 if case in ("token", "decoding") else self.t
         self.float = torch.promote_types(dtype, torch.float32)

@@ -62,7 +62,7 @@ def _window_attention(d: Draw) -> Drawn:
 
 def _cached_attention(d: Draw) -> Drawn:
     """One query or more a row, at positions of its own; the last row's are past the slots, as in a ring."""
-    slots, heads, more = d.t, max(1, d.h // 2), 1 if d.case == "one" else max(2, d.t // 5)
+    slots, heads, more = d.sizes.t, max(1, d.h // 2), max(2, d.t // 5) if d.case == "chunk" else 1
     q, k, v = d.normal(d.b, more, d.h, d.p), *(d.normal(d.b, slots, heads, d.p) for _ in range(2))
     start = torch.linspace(0, slots, d.b, device=d.device).long()
     positions = start[:, None] + torch.arange(more, device=d.device)
@@ -243,7 +243,7 @@ WITH_LENGTHS = ("plain", "state", "packed", "ragged", "token")
 OPS: dict[str, tuple[Callable[[Draw], Drawn], tuple[str, ...]]] = {
     "attention": (_attention, ("plain", "grouped", "mask", "packed", "all")),
     "window_attention": (_window_attention, ("plain", "after", "packed")),
-    "cached_attention": (_cached_attention, ("one", "chunk")),
+    "cached_attention": (_cached_attention, ("one", "chunk", "decoding")),
     "rotary": (_rotary, ("plain",)),
     "causal_conv1d": (_causal_conv1d, (*WITH_LENGTHS, "decoding")),
     "selective_scan": (_selective_scan, (*RECURRENT, "decoding")),

@@ -116,3 +116,23 @@ def pulled_back(function, inputs, gradients):
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest memory that a tensor made under it lies in."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(one, torch.Tensor):
+                self.most = max(self.most, one.untyped_storage().nbytes())
+        return out
+
+
+def largest(call):
+    """Bytes of the largest tensor that a call makes."""
+    with Largest() as seen:
+        call()
+    return seen.most

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridlm.errors import UnsupportedError
-from hybridlm.ops.long_conv import long_conv
-from hybridlm.ops.long_conv.reference import fft_length
+from hybridlm.ops.long_conv import documents, long_conv, reference
+from hybridlm.ops.long_conv.reference import LongConv
+from hybridlm.ops.long_conv.transform import fft_length
+from tests.ops.common import largest
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 
@@ -75,35 +77,98 @@ def apart(u, k, D, document):
     return torch.stack(rows)
 
 
+def in_rows(u, k, D, document):
+    """As on a CPU."""
+    return long_conv(u, k, D, document=document)
+
+
+def in_halves(u, k, D, document):
+    """As on a GPU, and wherever a compiler traces."""
+    return LongConv.apply(u, k, D, document)
+
+
+both_ways = pytest.mark.parametrize("packed_conv", [in_rows, in_halves])
+
+
+@both_ways
 @given(st.lists(st.lists(st.integers(0, 1), min_size=23, max_size=23), min_size=1, max_size=3))
-def test_packed_documents_equal_documents_apart(steps):
+def test_packed_documents_equal_documents_apart(packed_conv, steps):
     document = torch.tensor(steps).cumsum(dim=1)
     u, k, D = inputs(len(steps), 23, 2)
-    check(long_conv(u, k, D, document=document), apart(u, k, D, document), 1e-13)
+    check(packed_conv(u, k, D, document), apart(u, k, D, document), 1e-13)
 
 
-def test_documents_are_apart_to_the_last_bit():
+@pytest.mark.parametrize("short", [1, 4, 64])
+@pytest.mark.parametrize("t", [1, 2, 3, 16, 37, 130])
+def test_halves_by_matrix_products_and_by_ffts(t, short, monkeypatch):
+    monkeypatch.setattr(documents, "SHORT", short)
+    document = (torch.rand(3, t) < torch.tensor([[0.5], [0.05], [0]])).long().cumsum(dim=1)
+    leaves = [x.requires_grad_() for x in inputs(3, t, 2)]
+    found = [f(*leaves, document) for f in (in_halves, in_rows)]
+    up = torch.randn_like(found[0])
+    for one, two in zip(*([y, *torch.autograd.grad(y, leaves, up)] for y in found), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+def test_halves_do_not_look_at_documents(compiler):
+    """One graph for all documents, and no wait for the device."""
+    compiled = torch.compile(lambda *args: long_conv(*args[:3], document=args[3]), fullgraph=True, backend="aot_eager")
+    args = inputs(2, 20, 3)
+    for every in (3, 7, 30):
+        document = torch.arange(20).div(every, rounding_mode="floor").expand(2, -1)
+        torch.testing.assert_close(compiled(*args, document), in_rows(*args, document), rtol=0, atol=1e-13)
+    assert compiler["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("document", [None, torch.tensor([0] * 5 + [1] * 11).expand(2, -1)])
+def test_channels_part_by_part(document, monkeypatch):
+    leaves = [x.requires_grad_() for x in inputs(2, 16, 5)]
+
+    def found():
+        y = LongConv.apply(*leaves, document)
+        return [y, *torch.autograd.grad(y.square().sum(), leaves)]
+
+    whole = found()
+    monkeypatch.setattr(reference, "BYTES", 1)
+    for one, two in zip(found(), whole, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [False, True])
+def test_temporaries_are_bounded(packed, dtype):
+    """At 8 x 4096 x 1024 too: besides what is given and asked for, nothing is larger than BYTES, or little more."""
+    u, k, D = (torch.empty(size, device="meta", dtype=dtype) for size in ((8, 4096, 1024), (1024, 4096), (1024,)))
+    document = torch.zeros(8, 4096, device="meta", dtype=torch.int64) if packed else None
+    leaves = [u.requires_grad_(), k.double().requires_grad_(), D.requires_grad_()]
+    most = largest(lambda: LongConv.apply(*leaves, document).sum().backward())
+    assert u.nbytes <= most <= 1.01 * reference.BYTES
+
+
+@both_ways
+def test_documents_are_apart_to_the_last_bit(packed_conv):
     """A neighbour of 1e30 leaves no trace, neither in outputs nor in gradients."""
     u, k, D = inputs(2, 16, 3, torch.float32)
     document = torch.tensor([[0] * 5 + [1] * 11, [1] * 5 + [2] * 11])
     loud = torch.cat([1e30 * u[:, :5], u[:, 5:]], dim=1).requires_grad_()
-    y = long_conv(loud, k, D, document=document)
-    assert torch.equal(y[:, 5:], long_conv(u, k, D, document=document)[:, 5:])
+    y = packed_conv(loud, k, D, document)
+    assert torch.equal(y[:, 5:], packed_conv(u, k, D, document)[:, 5:])
     y[:, 5:].square().sum().backward()
     assert not loud.grad[:, :5].any()
     assert loud.grad[:, 5:].all()
 
 
+@pytest.mark.parametrize("conv", [in_rows, in_halves])
 @pytest.mark.parametrize("packed", [False, True])
-def test_gradients(packed):
+def test_gradients(packed, conv):
     u, k, D = (x.requires_grad_() for x in inputs(2, 7, 2))
     document = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, 1, 1]]) if packed else None
 
     def transposed(u, k, D):
-        return long_conv(u, k, D, document=document).mT  # its gradient arrives with foreign strides
+        return conv(u, k, D, document).mT  # its gradient arrives with foreign strides
 
     assert torch.autograd.gradcheck(transposed, (u, k, D), fast_mode=True)
-    if not packed:
+    if not packed or conv is in_halves:
         assert torch.autograd.gradgradcheck(transposed, (u, k, D), fast_mode=True)
 
 

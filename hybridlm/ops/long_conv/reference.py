@@ -1,73 +1,80 @@
-"""Long convolution by FFT, and packed documents in rows of their own."""
+"""Long convolution by FFT: as many channels at a time as make temporaries of BYTES, every one of them by itself."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from hybridlm.ops.long_conv import documents, transform
+from hybridlm.ops.long_conv.transform import fft_length
+
+BYTES = 2**27  # of a temporary: a spectrum, or as many zero-padded rows
+
 
 def long_conv(u: Tensor, k: Tensor, D: Tensor | None, document: Tensor | None) -> Tensor:
     """u (b, t, d), k (d, l), D (d), document (b, t) -> (b, t, d) in u's dtype, computed in float32 at least."""
-    dtype = torch.promote_types(torch.float32, u.dtype)
-    x, k = u.to(dtype), k.to(dtype)
-    y = convolve(x, k) if document is None else convolve_documents(x, k, document)
-    return (y if D is None else y + D.to(dtype) * x).to(u.dtype)
+    if document is not None and not (u.is_cuda or torch.compiler.is_compiling()):
+        dtype = torch.promote_types(torch.float32, u.dtype)
+        x, k = u.to(dtype), k.to(dtype)
+        y = documents.in_rows(convolve, x, k, document)
+        return (y if D is None else y + D.to(dtype) * x).to(u.dtype)
+    return LongConv.apply(u, k[:, : u.shape[1]], D, document)
 
 
 def convolve(u: Tensor, k: Tensor) -> Tensor:
     """Causal y_t = sum_{i <= t} k_i u_{t-i}: u (b, t, d), k (d, l), one dtype, l >= t -> (b, t, d)."""
-    return Convolution.apply(u.mT, k[:, : u.shape[1]]).mT
+    return LongConv.apply(u, k[:, : u.shape[1]], None, None)
 
 
-class Convolution(torch.autograd.Function):
-    """Linear convolution, as a circular one of zero-padded rows: u (b, d, t), k (d, t) -> (b, d, t).
-
-    Its gradients are correlations, by real FFTs again: autograd's own formula for rfft takes complex ones, and keeps
-    all spectra. Here the inputs are kept and transformed once more.
-    """
+class LongConv(torch.autograd.Function):
+    """The op itself. Its inputs are kept, in their own dtypes, and transformed once more for the gradients."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(u: Tensor, k: Tensor) -> Tensor:
-        t = u.shape[-1]
-        n = fft_length(2 * t - 1)
-        return torch.fft.irfft(torch.fft.rfft(u, n=n) * torch.fft.rfft(k, n=n), n=n)[..., :t]
+    def forward(u: Tensor, k: Tensor, D: Tensor | None, document: Tensor | None) -> Tensor:
+        ys = []
+        for part, x, taps in _parts(u, k):
+            y = _convolve(x.mT, taps, document).mT
+            ys.append((y if D is None else y + D[part].to(x.dtype) * x).to(u.dtype))
+        return ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
-        t = dy.shape[-1]
-        n = fft_length(2 * t - 1)
-        U, K, dY = (torch.fft.rfft(x, n=n) for x in (*ctx.saved_tensors, dy))
-        du = torch.fft.irfft(dY * K.conj(), n=n)[..., :t]
-        dk = torch.fft.irfft((dY * U.conj()).sum(dim=0), n=n)[..., :t]
-        return du, dk
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        u, k, D, document = ctx.saved_tensors
+        found = []
+        for part, x, taps in _parts(u, k):
+            g = dy[..., part].to(x.dtype)
+            du, dk = _pull_back(x.mT, taps, g.mT, document)
+            du = du.mT if D is None else du.mT + D[part].to(x.dtype) * g
+            dD = k.new_zeros(0) if D is None else (g * x).sum(dim=(0, 1)).to(D.dtype)
+            found.append((du.to(u.dtype), dk.to(k.dtype), dD))
+        du, dk, dD = (_joined(piece, dim) for piece, dim in zip(zip(*found, strict=True), (-1, 0, 0), strict=True))
+        return du, dk, None if D is None else dD, None
 
 
-def fft_length(least: int) -> int:
-    """The smallest 2^i or 3 2^i that is at least `least`: no wrap-around, and no large prime factor."""
-    return min(odd << (-(-least // odd) - 1).bit_length() for odd in (1, 3))
+def _joined(pieces: tuple[Tensor, ...], dim: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
 
-def convolve_documents(u: Tensor, k: Tensor, document: Tensor) -> Tensor:
-    """`convolve` on every document of a packed batch apart. document (b, t): its number at each token.
+def _convolve(u: Tensor, k: Tensor, document: Tensor | None) -> Tensor:
+    return transform.convolve(u, k) if document is None else documents.convolve(u, k, document)
 
-    Documents are gathered into rows, those of like length (up to a power of two) in one call, and put back.
-    """
+
+def _pull_back(u: Tensor, k: Tensor, dy: Tensor, document: Tensor | None) -> tuple[Tensor, Tensor]:
+    return transform.pull_back(u, k, dy) if document is None else documents.pull_back(u, k, dy, document)
+
+
+def _parts(u: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(channels, u and k of these in the dtype of the computation), as many at a time as BYTES allow."""
     b, t, d = u.shape
-    begins = torch.ones_like(document, dtype=torch.bool)
-    begins[:, 1:] = document[:, 1:] != document[:, :-1]
-    starts = begins.flatten().nonzero().squeeze(1)
-    lengths = torch.diff(starts, append=starts.new_tensor([b * t]))
-    flat, y = u.reshape(b * t, d), u.new_zeros(b * t, d)
-    rows = torch.ceil(torch.log2(lengths.double())).long()
-    for level in rows.unique().tolist():
-        chosen = rows == level
-        steps = torch.arange(min(2**level, t), device=u.device)
-        inside = steps < lengths[chosen, None]
-        index = torch.where(inside, starts[chosen, None] + steps, 0)
-        apart = convolve(torch.where(inside[..., None], flat[index], 0), k)
-        y = y.index_put((index[inside],), apart[inside])
-    return y.reshape(b, t, d)
+    dtype = torch.promote_types(torch.float32, u.dtype)
+    most = max(1, BYTES // (b * fft_length(2 * t - 1) * dtype.itemsize))
+    size = -(-d // -(-d // most))
+    for first in range(0, d, size):
+        part = slice(first, min(first + size, d))
+        yield part, u[..., part].to(dtype), k[part].to(dtype)

@@ -37,11 +37,14 @@ def attention(
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    """PyTorch's own choice, but on Hopper and later cuDNN's kernel first, which is the fastest there."""
-    if mask is None and q.is_cuda and from_hopper():
-        with sdpa_kernel(ORDER, set_priority=True):
-            return _attend(q, k, v, None, causal, scale)
-    return _attend(q, k, v, mask, causal, scale)
+    """PyTorch's own choice, but on Hopper and later cuDNN's kernel first, which is the fastest there.
+
+    Not under a mask, where the backward pass of some of its versions gives NaN (pytorch#196678).
+    """
+    if not (q.is_cuda and from_hopper()):
+        return _attend(q, k, v, mask, causal, scale)
+    with sdpa_kernel(ORDER if mask is None else ORDER[1:], set_priority=True):
+        return _attend(q, k, v, mask, causal, scale)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:

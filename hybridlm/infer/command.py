@@ -61,16 +61,13 @@ def generate_command(
         device: cpu, cuda:0, ..., or auto, which is a GPU if there is one.
         cuda_graph: record the steps as a CUDA graph, however short the answer; without this, where it pays.
     """
-    sampler = Sampler(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
-    )
+    how = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
     _check_saving(save_state)
     prompts, before = _read_prompts(prompt, prompt_file)
     model, codec = _load(run, device)
     ids = [codec.encode(before + text) for text in prompts]
     state = _resume(model, load_state, ids, max_new_tokens) if load_state else None
-    graph = True if cuda_graph else None
-    stream = Stream(model, ids, max_new_tokens, state=state, sampler=sampler, seed=seed, cuda_graph=graph)
+    stream = Stream(model, ids, max_new_tokens, state=state, sampler=how, seed=seed, cuda_graph=cuda_graph or None)
     _write(stream, prompts, _answers(codec, stop or [], len(prompts)), sys.stdout)
     if save_state:
         stream.state.save(save_state)

@@ -71,6 +71,7 @@ class Decoder:
         """Read a prompt in every row, after what was there: ids (b, t), valid (b, t) bool or None -> the tokens that
         come next, (b,) int64, unless none are to be chosen."""
         self._absorb()
+        self._renew()
         self._notice(ids, valid)
         if not choosing:
             self._advance(ids, valid, choosing=False)
@@ -85,6 +86,7 @@ class Decoder:
 
     def step(self) -> Tensor:
         """Read every row's last token and choose the next: (b,) int64. A row that has stopped repeats its last."""
+        self._renew()
         self._go_on()
         return self.last
 
@@ -94,6 +96,7 @@ class Decoder:
         while count and not self.done:
             start = 0 if self._slot == BLOCK else self._slot
             steps = min(count, BLOCK - start, self._patience())
+            self._renew()
             for _ in range(steps):
                 self._go_on()
             parts.append(self._rig.tokens[:, start : start + steps].clone())
@@ -172,9 +175,6 @@ class Decoder:
     ) -> None:
         """The same from a recording. known: where the rows stand after it, if the host can tell."""
         rig, model = self._rig, self.model
-        if not rig.mark.holds(model):
-            rig.forget()
-            rig.mark = graphs.Mark(model)
 
         def step() -> None:
             with torch.inference_mode(), evaluating(model), uncached_casts():
@@ -192,6 +192,13 @@ class Decoder:
             self._recording = False
             self._returns.detach()
             self._advance(ids, valid)
+
+    def _renew(self) -> None:
+        """Record anew if the model is not what it was; hooks that came are called, so then nothing is recorded."""
+        if self._recording and not self._rig.mark.holds(self.model):
+            self._rig.forget()
+            self._rig.mark = graphs.Mark(self.model)
+            self._recording = not self._rig.mark.hooked
 
     def _choose(self, logits: Tensor) -> None:
         """From logits (b, v) to tokens, all of it on the device and in the rig."""

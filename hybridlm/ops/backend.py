@@ -30,12 +30,13 @@ class Offer(NamedTuple):
     """One backend's offer to run a call.
 
     run:   the function.
-    lacks: why it cannot take this call; None: it can.
+    lacks: why it cannot take this call; None: it can. A function that says so is asked only when its turn comes, so
+           that no package is imported for a call that a better backend takes.
     asked: why `auto` passes over it although it can, so that it has to be asked for; None: it does not.
     """
 
     run: Callable | None
-    lacks: str | None = None
+    lacks: str | Callable[[], str | None] | None = None
     asked: str | None = None
 
 
@@ -83,25 +84,29 @@ def resolve(op: str, backend: str, offers: Mapping[str, Callable | Offer]) -> Ca
     wanted = _known(backend)
     if wanted == "auto":
         wanted = _preferred if _preferred != "auto" else _first(offers)
-        if wanted not in offers or offers[wanted].lacks is not None:
+        if wanted not in offers or _lacks(offers[wanted]) is not None:
             wanted = "reference"
     if wanted not in offers:
         raise UnsupportedError(f"{op}: there is no {wanted!r} backend for it; it has: {', '.join(offers)}")
-    if offers[wanted].lacks is not None:
-        raise UnsupportedError(f"{op}: backend {wanted!r} cannot take this call: {offers[wanted].lacks}")
+    if (why := _lacks(offers[wanted])) is not None:
+        raise UnsupportedError(f"{op}: backend {wanted!r} cannot take this call: {why}")
     if _seen is not None:
         _seen.append(Seen(op, wanted, _passed(offers, wanted)))
     return offers[wanted].run
 
 
+def _lacks(offer: Offer) -> str | None:
+    return offer.lacks() if callable(offer.lacks) else offer.lacks
+
+
 def _first(offers: Mapping[str, Offer]) -> str:
-    return next(name for name, offer in offers.items() if offer.lacks is None and offer.asked is None)
+    return next(name for name, offer in offers.items() if offer.asked is None and _lacks(offer) is None)
 
 
 def _passed(offers: Mapping[str, Offer], chosen: str) -> tuple[tuple[str, str], ...]:
     """The backends that were passed over, and why."""
     before = list(offers)[: list(offers).index(chosen)]
-    reasons = {name: offers[name].lacks or offers[name].asked for name in before}
+    reasons = {name: _lacks(offers[name]) or offers[name].asked for name in before}
     return tuple((name, why) for name, why in reasons.items() if why is not None)
 
 

@@ -35,6 +35,21 @@ def test_auto_passes_over_what_cannot_take_the_call_and_says_why():
         resolve("op", "vendor", UNABLE)
 
 
+def test_a_backend_is_asked_what_it_lacks_only_when_its_turn_comes():
+    def never() -> str:
+        raise AssertionError("asked")
+
+    assert resolve("op", "auto", {"triton": fast, "vendor": Offer(slow, never), "reference": slow}) is fast
+    late = {"triton": Offer(fast, lambda: "not now"), "vendor": Offer(fast, lambda: None), "reference": slow}
+    with trace() as seen:
+        assert resolve("op", "auto", late) is fast
+    assert seen == [Seen("op", "vendor", (("triton", "not now"),))]
+    with pytest.raises(UnsupportedError, match="cannot take this call: not now"):
+        resolve("op", "triton", late)
+    with use("triton"):
+        assert resolve("op", "auto", late) is slow
+
+
 def test_what_has_to_be_asked_for_is_taken_when_it_is():
     with trace() as seen:
         assert resolve("op", "auto", SHY) is slow

@@ -57,7 +57,7 @@ def window_attention(
     if size == q.shape[1] and seen is None:
         return attend(q, k, v, causal=True, document=document)
     offers = {
-        "vendor": Offer(vendor.window_attention, vendor.window_lacks(q, k, v, seen, document)),
+        "vendor": Offer(vendor.window_attention, lambda: vendor.window_lacks(q, k, v, seen, document)),
         "reference": partial(window.window_attention, attend),
     }
     return resolve("window_attention", backend, offers)(q, k, v, size, seen, document)
@@ -81,7 +81,7 @@ def cached_attention(
     q, step = _as_autocast(q), kernels("hybridlm.ops.attention.triton_decode")
     offers = {
         "triton": Offer(step and step.cached_attention, _step_lacks(q, k, v), triton_asked(q)),
-        "vendor": Offer(flash.cached_attention, flash.cached_lacks(q, k, v)),
+        "vendor": Offer(flash.cached_attention, lambda: flash.cached_lacks(q, k, v)),
         "reference": partial(cache.cached_attention, partial(attention, backend=backend)),
     }
     return resolve("cached_attention", backend, offers)(q, k, v, positions, extent, scale)

@@ -39,7 +39,7 @@ def selective_scan(
     step = not zoh and step_lacks(x, state, dt, A, B, C, D, document=document, in_place=in_place) is None
     offers = {
         "triton": _step(x) if step else _walk(x, dt, A, zoh),
-        "vendor": Offer(vendor.selective_scan, vendor.lacks(x, A, state, document, zoh)),
+        "vendor": Offer(vendor.selective_scan, lambda: vendor.lacks(x, A, state, document, zoh)),
         "reference": reference.selective_scan,
     }
     run = resolve("selective_scan", backend, offers)

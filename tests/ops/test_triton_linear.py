@@ -88,9 +88,23 @@ def test_a_layer_is_a_linear_layer():
     assert [one.backend for one in seen] == ["triton"]
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+def test_wide_is_exact_whatever_the_weights(rows, rng):
+    for of_x, of_w in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float16, torch.float16),
+    ):
+        x, w, b = drawn((rows, 1), 48, 20, of_x, rng)
+        w, b = w.to(of_w), b.to(of_w)
+        y = linear(x, w, b, wide=True, backend="triton")
+        assert y.dtype == torch.float32
+        assert error(y, torch.nn.functional.linear(x.double(), w.double(), b.double())) < 2e-6
+
+
 def test_opcheck(rng):
     from hybridlm.ops.linear.triton import linear_rows
 
     x, w, b = drawn((2,), 16, 8, torch.float32, rng)
     for bias in (None, b):
-        torch.library.opcheck(linear_rows, (x, w, bias), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(linear_rows, (x, w, bias, False), test_utils=("test_schema", "test_faketensor"))

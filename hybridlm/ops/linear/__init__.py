@@ -16,19 +16,23 @@ def linear(
     weight: Float[Tensor, "o i"],
     bias: Float[Tensor, "o"] | None = None,
     *,
+    wide: bool = False,
     backend: str = "auto",
 ) -> Float[Tensor, "*b o"]:
     """y = W x + bias, row by row: torch.nn.functional.linear.
 
     Few rows without gradients are what decoding gives it: then W is read once by a kernel that multiplies as it reads,
-    sums in float32, and is deterministic.
+    sums in float32, and is deterministic. wide: from what is given, in at least float32, which y has then.
     """
     k = kernels("hybridlm.ops.linear.triton")
-    offers = {"triton": Offer(k and k.linear, _lacks(x, weight, bias), triton_asked(x)), "reference": reference.linear}
-    return resolve("linear", backend, offers)(x, weight, bias)
+    offers = {
+        "triton": Offer(k and k.linear, _lacks(x, weight, bias, wide), triton_asked(x)),
+        "reference": reference.linear,
+    }
+    return resolve("linear", backend, offers)(x, weight, bias, wide)
 
 
-def _lacks(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+def _lacks(x: Tensor, weight: Tensor, bias: Tensor | None, wide: bool) -> str | None:
     """Why our kernel cannot take the call."""
     if (why := kernel_lacks(x, weight, bias)) is not None:
         return why
@@ -36,6 +40,6 @@ def _lacks(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
         return "the kernel for few rows knows no autocast"
     if not 0 < x.shape[:-1].numel() <= ROWS:
         return f"the kernel is for 1 to {ROWS} rows"
-    if weight.dtype != x.dtype or weight.stride(1) != 1:
+    if weight.stride(1) != 1 or (weight.dtype != x.dtype and not wide):
         return "the kernel needs x and weight in one dtype, and the weight's rows in one piece"
     return None

@@ -14,15 +14,15 @@ from hybridlm.ops.triton_launch import queue, queued
 WIDEST = 2048  # of the inner width, what a program holds at a time
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, wide: bool) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    return linear_rows(rows, weight, bias).reshape(*x.shape[:-1], -1)
+    return linear_rows(rows, weight, bias, wide).reshape(*x.shape[:-1], -1)
 
 
 @torch.library.custom_op("hybridlm::linear_rows", mutates_args=())
-def linear_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (m, i), weight (o, i) -> (m, o)."""
-    y = x.new_empty(x.shape[0], weight.shape[0])
+def linear_rows(x: Tensor, weight: Tensor, bias: Tensor | None, wide: bool) -> Tensor:
+    """x (m, i), weight (o, i) -> (m, o), in float32 if wide."""
+    y = x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32 if wide else x.dtype)
     with torch.cuda.device_of(x):
         if x.shape[0] <= 2 or (x.shape[0] <= 4 and weight.shape[0] <= 2048):
             launch_vector(x, weight, bias, y)
@@ -32,8 +32,8 @@ def linear_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @linear_rows.register_fake
-def _(x, weight, bias):
-    return x.new_empty(x.shape[0], weight.shape[0])
+def _(x, weight, bias, wide):
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32 if wide else x.dtype)
 
 
 # ----------------------------------------------------------------------------------------------------- a row, or a few
@@ -101,6 +101,8 @@ def _matrix(
         left, down = place[None, :], place[:, None]
         u = tl.load(x + row * x_row + left * x_column, mask=(row < m) & (left < i), other=0.0)
         w = tl.load(weight + at * weight_row + down, mask=(at < o) & (down < i), other=0.0)
+        if u.dtype != w.dtype:
+            u, w = u.to(tl.float32), w.to(tl.float32)
         total = tl.dot(u, w, total, input_precision="ieee")
     if bias is not None:
         total += tl.load(bias + at, mask=at < o, other=0.0).to(tl.float32)

@@ -24,6 +24,7 @@ from hybridlm.ops.ssd.triton_states import (
     Tuning,
     adjoints,
     decay_mask,
+    launched,
     place,
     rows_of,
     sizes,
@@ -84,13 +85,13 @@ def _meet(v, others_v, k, others_k, document, steps, states, sums, back: bool, s
     shares = triton.cdiv(s.h // s.g, tuning.back_heads)
     out = torch.empty(shares, *k.shape, dtype=k.dtype if shares == 1 else torch.float32, device=k.device)
     dD = torch.empty(s.b, s.chunks * s.size // rows, s.h, dtype=torch.float32, device=k.device)
-    packed, (warps, stages) = document is not None, tuning.back
+    packed = document is not None
     _meet_kernel[(s.b * s.chunks * (s.size // rows) * s.g * shares,)](
         *rows_of(v), *rows_of(others_v), *rows_of(k), *rows_of(others_k), document if packed else v,
         *(document.stride() if packed else (0, 0)), steps, states, out, dD, sums[int(back)], sums[0, 0],
         s.t, s.h, s.p, s.n, s.g, s.chunks, steps[0].numel(), out[0].numel(),
         s.size, rows, columns, *s.padded, tuning.back_heads, packed, back, tuning.fine,
-        num_warps=warps, num_stages=stages,
+        **launched(tuning.back),
     )  # fmt: skip
     out = out[0] if shares == 1 else out.sum(0).to(k.dtype)
     return (out, dD.sum((0, 1))) if back else out
@@ -98,8 +99,10 @@ def _meet(v, others_v, k, others_k, document, steps, states, sums, back: bool, s
 
 @triton.jit
 def _meet_kernel(
-    v, v_b, v_t, v_h, w, w_b, w_t, w_h, k, k_b, k_t, k_g, u, u_b, u_t, u_g, document, document_b, document_t,
-    steps, states, out, dD, sums, across, t, h, p, n, g, chunks, plane, part,
+    v, v_b, v_t: tl.constexpr, v_h: tl.constexpr, w, w_b, w_t: tl.constexpr, w_h: tl.constexpr,
+    k, k_b, k_t: tl.constexpr, k_g: tl.constexpr, u, u_b, u_t: tl.constexpr, u_g: tl.constexpr,
+    document, document_b, document_t, steps, states, out, dD, sums, across,
+    t, h: tl.constexpr, p: tl.constexpr, n: tl.constexpr, g: tl.constexpr, chunks, plane, part,
     SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
     HEADS: tl.constexpr, PACKED: tl.constexpr, BACK: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
@@ -177,8 +180,8 @@ def _of_steps(A, document, steps, sums, inner, s: Sizes, fine: bool) -> tuple[Te
 
 @triton.jit
 def _steps_kernel(
-    A, document, document_b, document_t, steps, sums, inner, ddt, dA, t, h, chunks, plane, parts,
-    SIZE: tl.constexpr, BLOCKS: tl.constexpr, PACKED: tl.constexpr, FINE: tl.constexpr,
+    A, document, document_b, document_t, steps, sums, inner, ddt, dA, t, h, chunks, plane,
+    PARTS: tl.constexpr, SIZE: tl.constexpr, BLOCKS: tl.constexpr, PACKED: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     row, head, z = pid // chunks // h, pid // chunks % h, pid % chunks
@@ -190,7 +193,7 @@ def _steps_kernel(
             columns + cut + s, plane, BLOCKS
         )
     begins = tl.load(steps + cut + s) * tl.load(columns + BLOCKS * plane + cut + s)
-    through = _total(inner + pid * parts, 1, parts)
+    through = tl.sum(tl.load(inner + pid * PARTS + tl.arange(0, PARTS)), 0)
     if FINE:
         through += tl.load(sums + cut + at)
     passes = tl.where(s >= at[:, None], ends, begins)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybridlm.ops.ssd.triton_states import Sizes, Tuning, decay_mask, place, rows_of, tile, turned, visible
+from hybridlm.ops.ssd.triton_states import Sizes, Tuning, decay_mask, launched, place, rows_of, tile, turned, visible
 
 
 def read(v, mine, others, D, document, steps, states, back: bool, s: Sizes, tuning: Tuning) -> Tensor:
@@ -19,20 +19,20 @@ def read(v, mine, others, D, document, steps, states, back: bool, s: Sizes, tuni
     r, rows = s.h // s.g, min(tuning.rows, s.size)
     programs = s.b * s.chunks * (s.size // rows) * s.g * triton.cdiv(r, tuning.heads)
     packed, skip = document is not None, D is not None
-    warps, stages = tuning.outputs
     _read_kernel[(programs,)](
         *rows_of(v), *rows_of(mine), *rows_of(others), D if skip else v, document if packed else v,
         *(document.stride() if packed else (0, 0)), steps, states, out,
         s.t, s.h, s.p, s.n, s.g, s.chunks, steps[0].numel(),
-        s.size, rows, *s.padded, tuning.heads, packed, skip, back, tuning.fine, num_warps=warps, num_stages=stages,
+        s.size, rows, *s.padded, tuning.heads, packed, skip, back, tuning.fine, **launched(tuning.outputs),
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _read_kernel(
-    v, v_b, v_t, v_h, mine, mine_b, mine_t, mine_g, others, others_b, others_t, others_g, D,
-    document, document_b, document_t, steps, states, out, t, h, p, n, g, chunks, plane,
+    v, v_b, v_t: tl.constexpr, v_h: tl.constexpr, mine, mine_b, mine_t: tl.constexpr, mine_g: tl.constexpr,
+    others, others_b, others_t: tl.constexpr, others_g: tl.constexpr, D, document, document_b, document_t,
+    steps, states, out, t, h: tl.constexpr, p: tl.constexpr, n: tl.constexpr, g: tl.constexpr, chunks, plane,
     SIZE: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
     PACKED: tl.constexpr, SKIP: tl.constexpr, BACK: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip

@@ -5,6 +5,8 @@ The rows of `steps` (5, b, h, chunks * size), float32, with a_t = log2(e) dt_t A
     3 since  exp2(a_1 + ... + a_i), what is left at i of the state before the chunk; 0 where a document began since
     4 until  exp2(a_{j+1} + ... + a_c), what is left at the chunk's end of what j wrote; 0 where a document began since
 Tokens past the end have dt = 0 and belong to the last document.
+
+Sizes and strides of a model are constants of the kernels: addresses then take few registers, and little spills.
 """
 
 from typing import NamedTuple
@@ -16,7 +18,7 @@ from torch import Tensor
 
 
 class Tuning(NamedTuple):
-    """How the kernels are cut; changes speed, not results. Pairs are (warps, stages).
+    """How the kernels are cut; changes speed, not results. Tuples are (warps, stages) and, if limited, registers.
 
     chunk: tokens between states that are stored. width: columns of the state in one program of the walk.
     rows: tokens of a chunk that one program computes. heads: how many it computes in turn, sharing C B^T.
@@ -26,14 +28,19 @@ class Tuning(NamedTuple):
 
     chunk: int = 128
     width: int = 64
-    walk: tuple[int, int] = (4, 3)
+    walk: tuple[int, ...] = (4, 3)
     rows: int = 64
     heads: int = 8
-    outputs: tuple[int, int] = (4, 2)
+    outputs: tuple[int, ...] = (4, 2)
     columns: int = 64
     back_heads: int = 8
-    back: tuple[int, int] = (4, 2)
+    back: tuple[int, ...] = (4, 2)
     fine: bool = False
+
+
+def launched(how: tuple[int, ...]) -> dict[str, int]:
+    """How a kernel is launched."""
+    return dict(zip(("num_warps", "num_stages", "maxnreg"), how, strict=False))
 
 
 class Sizes(NamedTuple):
@@ -143,7 +150,7 @@ def visible(v, document, document_t, i, j, tokens, PACKED: tl.constexpr):
 
 
 @triton.jit
-def place(chunks, g, r, BLOCKS: tl.constexpr, HEADS: tl.constexpr):
+def place(chunks, g: tl.constexpr, r: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr):
     """What a program computes: (row, chunk, block of rows in it, group, share, first head and the end of them)."""
     pid, shares = tl.program_id(0).to(tl.int64), tl.cdiv(r, HEADS)
     share, pid = pid % shares, pid // shares
@@ -154,13 +161,13 @@ def place(chunks, g, r, BLOCKS: tl.constexpr, HEADS: tl.constexpr):
 
 
 @triton.jit
-def tile(v, at, stride, wide, tokens, width):
+def tile(v, at, stride: tl.constexpr, wide, tokens, width: tl.constexpr):
     """v[at, wide], 0 past the chunk's tokens and past the width."""
     return tl.load(v + at[:, None] * stride + wide[None, :], (at < tokens)[:, None] & (wide < width)[None, :], 0.0)
 
 
 @triton.jit
-def turned(v, at, stride, wide, tokens, width):
+def turned(v, at, stride: tl.constexpr, wide, tokens, width: tl.constexpr):
     """The transpose of `tile`, read so from memory."""
     return tl.load(v + at[None, :] * stride + wide[:, None], (at < tokens)[None, :] & (wide < width)[:, None], 0.0)
 
@@ -173,7 +180,7 @@ def states(x, B, steps, initial, s: Sizes, tuning: Tuning) -> tuple[Tensor, Tens
 
 
 def adjoints(dy, C, steps, final, before, s: Sizes, tuning: Tuning) -> tuple[Tensor, Tensor, Tensor]:
-    """From the right: the state's gradient after each chunk, that of the initial state, and (b, h, chunks, parts),
+    """From the right: the state's gradient after each chunk, that of the initial state, and (b, h, chunks, any),
     which sum to <what is left of the state before the chunk, gradient after it>."""
     return _walk(dy, C, steps, final, before, s, tuning)
 
@@ -182,48 +189,55 @@ def _walk(v, k, steps, initial, other, s: Sizes, tuning: Tuning) -> tuple[Tensor
     back, given = other is not None, initial is not None
     P, N = s.padded
     width = min(N, tuning.width)
-    tiles = triton.cdiv(s.n, width)
+    tiles = N // width
     stored = torch.empty(s.b, s.h, s.chunks, s.p, s.n, dtype=v.dtype, device=v.device)
     last = torch.empty(s.b, s.h, s.p, s.n, dtype=torch.float32, device=v.device)
-    inner = torch.empty(s.b, s.h, s.chunks, tiles, dtype=torch.float32, device=v.device) if back else last
-    warps, stages = tuning.walk
+    inner = torch.empty(s.b, s.h, s.chunks, tiles * P, dtype=torch.float32, device=v.device) if back else last
     _walk_kernel[(s.b * s.h * tiles,)](
         *rows_of(v), *rows_of(k), steps, initial if given else last, other if back else stored, stored, last, inner,
         s.t, s.h, s.p, s.n, s.h // s.g, s.chunks, steps[0].numel(),
-        s.size, P, width, given, back, num_warps=warps, num_stages=stages,
+        s.size, P, width, tiles, given, back, **launched(tuning.walk),
     )  # fmt: skip
     return stored, last, inner
 
 
 @triton.jit
 def _walk_kernel(
-    v, v_b, v_t, v_h, k, k_b, k_t, k_g, steps, initial, other, stored, last, inner, t, h, p, n, r, chunks, plane,
-    SIZE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, GIVEN: tl.constexpr, BACK: tl.constexpr,
+    v, v_b, v_t: tl.constexpr, v_h: tl.constexpr, k, k_b, k_t: tl.constexpr, k_g: tl.constexpr,
+    steps, initial, other, stored, last, inner, t, h: tl.constexpr, p: tl.constexpr, n: tl.constexpr, r: tl.constexpr,
+    chunks, plane, SIZE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TILES: tl.constexpr,
+    GIVEN: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    pid, tiles = tl.program_id(0).to(tl.int64), tl.cdiv(n, N)
-    head, tile = pid // tiles, pid % tiles  # of all rows
+    pid = tl.program_id(0).to(tl.int64)
+    head, part = pid // TILES, pid % TILES  # of all rows
     v += (head // h) * v_b + (head % h) * v_h
     k += (head // h) * k_b + (head % h) // r * k_g
-    i, j = tl.arange(0, P)[:, None], tile * N + tl.arange(0, N)[None, :]
+    i, j = tl.arange(0, P)[:, None], part * N + tl.arange(0, N)[None, :]
     inside, spot = (i < p) & (j < n), i * n + j
     steps += head * chunks * SIZE
     S = tl.zeros((P, N), tl.float32)
     if GIVEN:
         S = tl.load(initial + head * p * n + spot, inside, 0.0)
+    if BACK:
+        held = tl.load(other + (head * chunks + chunks - 1) * p * n + spot, inside, 0.0)
     for at in range(head * chunks, head * chunks + chunks):  # in 64 bits, as head is
         z = head * chunks + chunks - 1 - at if BACK else at - head * chunks
         place = (head * chunks + z) * p * n + spot
         tl.store(stored + place, S.to(stored.dtype.element_ty), inside)
         through = tl.load(steps + 3 * plane + z * SIZE + SIZE - 1)
         if BACK:
-            met = tl.sum(tl.sum(S * tl.load(other + place, inside, 0.0).to(tl.float32), 1), 0)
-            tl.store(inner + (head * chunks + z) * tiles + tile, through * met)
+            met = tl.sum(S * held, 1) * through
+            tl.store(inner + ((head * chunks + z) * TILES + part) * P + tl.arange(0, P), met)
+            held = tl.load(other + place - p * n, inside & (z > 0), 0.0)  # for the next round, which waits less
         S = _add_chunk(S * through, v, v_t, k, k_t, steps + z * SIZE, plane, i, j, z * SIZE, t, p, n, SIZE, BACK)
     tl.store(last + head * p * n + spot, S, inside)
 
 
 @triton.jit
-def _add_chunk(S, v, v_t, k, k_t, steps, plane, i, j, start, t, p, n, SIZE: tl.constexpr, BACK: tl.constexpr):
+def _add_chunk(
+    S, v, v_t: tl.constexpr, k, k_t: tl.constexpr, steps, plane, i, j, start, t, p: tl.constexpr, n: tl.constexpr,
+    SIZE: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
     """S + sum over a chunk of weight v k^T, the weight being `until dt` of a state and `since` of its adjoint."""
     at = tl.arange(0, SIZE)
     weight = tl.load(steps + (3 * plane if BACK else 4 * plane) + at)

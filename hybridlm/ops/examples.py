@@ -37,6 +37,7 @@ from hybridlm.ops.selective_scan import selective_scan
 from hybridlm.ops.shift_ssm import shift_ssm
 from hybridlm.ops.ssd import ssd
 from hybridlm.ops.ssm_kernel import s4_kernel, s4_scan
+from hybridlm.ops.steps import steps_and_rates
 from hybridlm.ops.trapezoidal_ssd import Memory, trapezoidal_ssd
 
 Drawn = tuple[Callable[..., Any], dict[str, Tensor], dict[str, Any]]
@@ -92,6 +93,10 @@ def _ssd(d: Draw) -> Drawn:
     tensors = {"x": d.normal(d.b, d.t, d.h, d.p), "dt": d.steps(d.b, d.t, d.h), "A": -d.between(1, 16, d.h)}
     tensors |= {name: d.normal(d.b, d.t, d.g, d.n) for name in ("B", "C")} | {"D": d.wide(d.h)}
     return ssd, tensors | d.state(d.b, d.h, d.p, d.n), d.document() | d.in_place()
+
+
+def _steps_and_rates(d: Draw) -> Drawn:
+    return steps_and_rates, {"dt": d.normal(d.b, d.t, d.h), "bias": d.normal(d.h), "A_log": d.normal(d.h, d.n)}, {}
 
 
 def _trapezoidal_ssd(d: Draw) -> Drawn:
@@ -248,6 +253,7 @@ OPS: dict[str, tuple[Callable[[Draw], Drawn], tuple[str, ...]]] = {
     "causal_conv1d": (_causal_conv1d, (*WITH_LENGTHS, "decoding")),
     "selective_scan": (_selective_scan, (*RECURRENT, "decoding")),
     "ssd": (_ssd, (*RECURRENT, "decoding")),
+    "steps_and_rates": (_steps_and_rates, ("plain", "decoding")),
     "trapezoidal_ssd": (_trapezoidal_ssd, RECURRENT),
     "linear_attention": (_linear_attention, (*RECURRENT, "channels")),
     "gated_delta_rule": (_gated_delta_rule, RECURRENT),

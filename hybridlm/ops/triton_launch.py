@@ -8,10 +8,11 @@ time: what `queue` waits for is that the kernel before has ended and its writes 
 
 from functools import cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from hybridlm.ops.backend import from_hopper
 
 
 @triton.jit
@@ -24,11 +25,10 @@ def queue(QUEUED: tl.constexpr):
 
 def queued(x: Tensor) -> dict[str, bool]:
     """Options of the launch of a kernel that calls `queue`."""
-    return {"QUEUED": True, "launch_pdl": True} if x.is_cuda and _can(x.device) else {"QUEUED": False}
+    return {"QUEUED": True, "launch_pdl": True} if x.is_cuda and _can() else {"QUEUED": False}
 
 
 @cache
-def _can(device: torch.device) -> bool:
-    """Whether the device and this Triton know of it."""
-    known = torch.version.cuda is not None and hasattr(tl.extra.cuda, "gdc_wait")
-    return known and torch.cuda.get_device_capability(device) >= (9, 0)
+def _can() -> bool:
+    """Whether the GPU and this Triton know of it."""
+    return from_hopper() and hasattr(tl.extra.cuda, "gdc_wait")

@@ -113,7 +113,7 @@ class Architecture:
 
     def ours(self, weights: dict[str, Tensor], device: str, dtype: torch.dtype) -> hl.HybridLM:
         """hybridlm's model with these weights."""
-        model = hl.build(self.spec, device=device, dtype=dtype)
+        model = hl.build(self.spec, device="meta", dtype=dtype).to_empty(device=device)
         model.load_state_dict(weights)
         return model
 

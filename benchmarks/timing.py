@@ -69,11 +69,11 @@ def largest_block(work: Callable[[], object], device: str) -> int | None:
     if not device.startswith("cuda"):
         return None
     torch.cuda.empty_cache()
-    torch.cuda.memory._record_memory_history(max_entries=100_000, context=None, stacks="python")
+    torch.cuda.memory._record_memory_history(max_entries=100_000, context=None)
     try:
         work()
         torch.cuda.synchronize(device)
-        traces = torch.cuda.memory._snapshot(device)["device_traces"]
+        traces = torch.cuda.memory._snapshot()["device_traces"]
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)
     return max((entry["size"] for trace in traces for entry in trace if entry["action"] == "alloc"), default=0)

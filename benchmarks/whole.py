@@ -32,15 +32,16 @@ def pair(args: Namespace, mamba: str) -> dict[str, Architecture]:
 
 def training(run: Run, args: Namespace, s: ops.Sizes, lengths: list[int]) -> None:
     """Training steps at each length, plain calls, half as many tokens as kernels get."""
-    tokens = max(s.tokens // 2, 1)
+    tokens, stacks = max(s.tokens // 2, 1), pair(args, "M")
+    weights = {name: arch.weights(args.device, args.seed) for name, arch in stacks.items()}
     args.precision = None
     for length in [length for length in lengths if length <= tokens]:
         rows = len(run.rows)
-        for name, arch in pair(args, "M").items():
+        for name, arch in stacks.items():
             batch = tokens // length
             flops = BACKWARD * batch * arch.forward_flops(length)
             work = Work(f"training L={length:,}", batch * length, flops, arch.step_bytes())
-            contest(run, work, [_learner(arch, name, batch, length, args)])
+            contest(run, work, [_learner(arch, name, weights[name], prompts(arch, batch, args, length), args)])
         times = {row.contender: row.median for row in run.rows[rows:] if row.median}
         if len(times) == 2:
             said = f"{times['Transformer'] / times['Mamba-2']:.2f}"
@@ -49,10 +50,9 @@ def training(run: Run, args: Namespace, s: ops.Sizes, lengths: list[int]) -> Non
     run.write()
 
 
-def _learner(arch: Architecture, name: str, batch: int, length: int, args: Namespace) -> Contender:
+def _learner(arch: Architecture, name: str, weights: dict, ids: torch.Tensor, args: Namespace) -> Contender:
     def make() -> Entry:
-        model = arch.ours(arch.weights(args.device, args.seed), args.device, torch.float32).train()
-        ids = prompts(arch, batch, args, length)
+        model = arch.ours(weights, args.device, torch.float32).train()
 
         def recipe():
             return under(args.device, autocast(args))

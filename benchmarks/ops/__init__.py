@@ -13,7 +13,7 @@ from benchmarks.contest import Contender, Entry, Work, contest
 from benchmarks.ops import attention, lti, pointwise, recurrences
 from benchmarks.ops.case import Case, Sizes, Tensors, Way, error_of, leaves
 from benchmarks.run import Run
-from benchmarks.timing import free
+from benchmarks.timing import free, largest_block
 
 EXAMPLE = "python -m benchmarks ops --peer mamba_ssm,fla --ops ssd,attention --lengths 512,2048,16384"
 ERROR = "relative RMS to float64 on a part: of y, and of a gradient, the larger one"
@@ -124,16 +124,18 @@ def _entry(case: Case, way: Way, inputs: Tensors, trains: bool) -> Entry:
             y = way.run(given)
         if trains:
             held.setdefault("weight", torch.randn_like(y))
-            held["grads"] = torch.autograd.grad(y, wanted, held["weight"], allow_unused=True)
+            held["grads"] = torch.autograd.grad(y, [*wanted, *way.weights()], held["weight"], allow_unused=True)
         held["y"] = y.detach()
 
     def check() -> tuple[float, None]:
         work()
         names = case.wanted(given)
-        grads = dict(zip(names, held["grads"], strict=True)) if trains and way.leaf is None else None
+        grads = dict(zip(names, held["grads"], strict=False)) if trains and way.leaf is None else None
         error = error_of(case, way, inputs, held["y"], grads, held.get("weight", held["y"]))
-        held.pop("grads", None), held.pop("y")
+        held.clear()
+        if case.blocks and (largest := largest_block(work, str(next(iter(given.values())).device))):
+            notes.append(f"largest block {largest / 2**20:,.0f} MiB")
         return error, None
 
-    label = "" if way.ours else way.label
-    return Entry(work, label, check=check, leave=lambda: (held.pop("grads", None), held.pop("y", None)))
+    notes: list[str] = []
+    return Entry(work, "" if way.ours else way.label, notes=notes, check=check, leave=held.clear)

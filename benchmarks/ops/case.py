@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,13 +56,14 @@ class Way:
 
     run:     prepared tensors -> y. prepare: inputs -> tensors in the layout that it wants, not timed.
     back:    its y, or the gradient of its leaf `leaf`, in our layout.
-    missing: why it cannot run here.
+    missing: why it cannot run here. weights: what else gets a gradient.
     """
 
     run: Callable[[Tensors], Tensor]
     prepare: Callable[[Tensors], Tensors] = dict
     back: Callable[[Tensor], Tensor] = lambda y: y
     missing: Callable[[], str | None] = lambda: None
+    weights: Callable[[], list[Tensor]] = list
     leaf: str | None = None
     ours: bool = False
     label: str = ""
@@ -77,6 +78,7 @@ class Case:
     true:    that part -> its y, in float64. take: the whole y -> the part. leaf: the input whose gradient is checked,
              and grad: that gradient as a whole -> the part.
     flops:   of matrix products, forward. backward: forward and backward over forward. special: exponentials, forward.
+    blocks:  note the largest allocation of a call.
     """
 
     name: str
@@ -91,12 +93,11 @@ class Case:
     backward: float = 3.0
     special: float = 0.0
     tokens: int = 0
-    trains: bool = True
-    numbers: tuple[str, ...] = field(default=())
+    blocks: bool = False
 
     def wanted(self, given: Tensors) -> list[str]:
         """Inputs that get a gradient."""
-        return [name for name, tensor in given.items() if tensor.is_floating_point() and name not in self.numbers]
+        return [name for name, tensor in given.items() if tensor.is_floating_point()]
 
 
 def leaves(case: Case, given: Tensors) -> tuple[Tensors, list[Tensor]]:

@@ -30,7 +30,7 @@ def long_conv_case(s: Sizes, length: int) -> Case:
     return Case(
         f"long conv, L={length:,}", draw, ours(lambda g, name: long_conv(**g, backend=name)), cut,
         lambda g: long_conv(**g, backend="reference"), lambda y: y[:1, :, :CHANNELS], "u",
-        lambda g: g[:1, :, :CHANNELS], tokens=b * length,
+        lambda g: g[:1, :, :CHANNELS], tokens=b * length, blocks=True,
     )  # fmt: skip
 
 
@@ -52,8 +52,9 @@ def layer_case(s: Sizes, length: int, name: str) -> Case:
     def draw() -> Tensors:
         return {"x": s.normal(b, length, s.model, dtype=torch.float32)}
 
+    way = Way(run, ours=True, weights=lambda: list(layer().parameters()))
     return Case(
-        f"{name} layer, {b} x {length:,}", draw, {"hybridlm": Way(run, ours=True, label="layer")},
+        f"{name} layer, {b} x {length:,}", draw, {"hybridlm": way},
         lambda g: {"x": g["x"][:1]}, lambda g: layer(double=True)(g["x"])[0], lambda y: y[:1], "x", lambda g: g[:1],
-        flops=2.0 * b * length * s.model * 2 * s.model, tokens=b * length,
+        flops=2.0 * b * length * s.model * 2 * s.model, tokens=b * length, blocks=True,
     )  # fmt: skip

@@ -39,7 +39,8 @@ def run(command: str, folder: Path, *more: str) -> dict:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """The ceilings of the machine are not what most tests are about."""
+    """The ceilings of the machine are not what most tests are about, nor are large batches."""
+    monkeypatch.setattr("benchmarks.whole.DOUBLINGS", 2)
     monkeypatch.setattr("benchmarks.run.ceilings", lambda device: Ceilings(1e11, 1e10, "float32"))
 
 

@@ -23,8 +23,9 @@ def missing() -> str | None:
 def build(architecture: Architecture, weights: dict[str, Tensor], device: str, dtype: torch.dtype) -> Peer:
     """Their model with our weights. Its output matrix is tied by hand, which its configuration does not do."""
     require_layers("transformers", architecture.types)
+    chunk = 256 if device.startswith("cuda") else 128  # mamba_ssm's, which is its kernels' fastest; transformers' own
     with torch.device(device):
-        model = backend.found(MODULE, "NemotronHForCausalLM")(_config(architecture)).to(dtype)
+        model = backend.found(MODULE, "NemotronHForCausalLM")(_config(architecture, chunk)).to(dtype)
     theirs = _renamed(weights)
     model.load_state_dict(theirs | {"lm_head.weight": theirs["model.embeddings.weight"]})
     model.lm_head.weight = model.model.embeddings.weight
@@ -44,7 +45,7 @@ def build(architecture: Architecture, weights: dict[str, Tensor], device: str, d
     return peer
 
 
-def _config(a: Architecture):
+def _config(a: Architecture, chunk: int):
     return backend.found("transformers", "NemotronHConfig")(
         vocab_size=a.vocab_size,
         hidden_size=a.d_model,
@@ -58,6 +59,7 @@ def _config(a: Architecture):
         n_groups=1,
         expand=EXPAND,
         conv_kernel=CONV,
+        chunk_size=chunk,
         layer_norm_epsilon=EPS,
         max_position_embeddings=1 << 20,
         pad_token_id=0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -198,10 +199,22 @@ _loaded: dict[str, ModuleType] = {}  # torch.compile can look into it, but neith
 
 @_constant
 def _load(module: str) -> bool:
-    """Whether the module can be had; then it is in `_loaded`."""
-    if triton_missing() is None:
-        _loaded.setdefault(module, importlib.import_module(module))
+    """Whether the module can be had; then it is in `_loaded`, into which all of them go at once.
+
+    One by one they would come too late for torch.compile, which looks at a dictionary when it first meets it.
+    """
+    if triton_missing() is None and not _loaded:
+        _loaded.update({name: importlib.import_module(name) for name in _kernel_modules()})
     return module in _loaded
+
+
+def _kernel_modules() -> Iterator[str]:
+    """hybridlm.ops.OP.triton, and what begins so, of every op."""
+    ops = importlib.import_module("hybridlm.ops")
+    for op in pkgutil.iter_modules(ops.__path__, "hybridlm.ops."):
+        if op.ispkg:
+            inside = importlib.import_module(op.name)
+            yield from (m.name for m in pkgutil.iter_modules(inside.__path__, f"{op.name}.") if ".triton" in m.name)
 
 
 @_constant

@@ -25,7 +25,7 @@ def write_pair(
     keep_strides = (0, 0) if keep is None else keep.stride()
     (m, wide), narrow, (s, t) = new_first.shape, new_second.shape[1], (first.shape[1], slots.shape[1])
     with torch.cuda.device_of(first):
-        _write[(triton.cdiv(max(wide, narrow), BLOCK), m, 2)](
+        _write[(m, triton.cdiv(max(wide, narrow), BLOCK), 2)](  # tokens first: the other axes end at 65,535
             first, second, new_first, new_second, slots, keep, s, t, wide, narrow,
             *new_first.stride(), *new_second.stride(), *slots.stride(), *keep_strides,
             BLOCK=BLOCK, num_warps=4, **queued(first),
@@ -44,8 +44,8 @@ def _write(
     BLOCK: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
     queue(QUEUED)
-    token = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     wanted = i >= 0
     if keep is not None:
         wanted = wanted & (tl.load(keep + token // t * keep_b + token % t * keep_t) != 0)

@@ -21,8 +21,11 @@ LIMIT = 5e-7  # of float32, forward; gradients twice that
 
 @pytest.fixture
 def short(monkeypatch):
-    """Segments of one tile, so that few tokens make many."""
-    monkeypatch.setattr(triton_walk, "SHORTEST", 8)
+    """Segments of two tiles, so that few tokens make many, and parts of time of one each."""
+    for module, name, value in ((triton_walk, "SHORTEST", 8), (triton_gradients, "MARKED", 1)):
+        monkeypatch.setattr(module, name, value)
+    for module in (triton, triton_gradients):
+        monkeypatch.setattr(module, "SAVED", 16)
 
 
 def inputs(t, b=1, d=3, n=2, state=True, packed=False):
@@ -70,21 +73,17 @@ def test_documents():
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("packed", [False, True])
 def test_segments(packed):
-    args, document = inputs(27, packed=packed)
-    assert triton_walk.cut(triton.prepared(*args[:6], document), 8)[0] == 4
+    args, document = inputs(35, packed=packed)
+    scan = triton.prepared(*args[:6], document)
+    assert triton_walk.cut(scan, 8) == (5, 8)
+    assert triton_walk.cut(scan, 16) == (3, 16)
+    assert len(triton_gradients.parts(scan)) == 3
     assert_equal(args, document)
 
 
 @pytest.mark.parametrize(("d", "n"), [(70, 3), (2, 17)])
 def test_blocks_of_channels_and_states(d, n):
     assert_equal(*inputs(5, d=d, n=n))
-
-
-def test_channels_part_by_part(monkeypatch):
-    monkeypatch.setattr(triton_gradients, "MARKED", 1)
-    args, _ = inputs(5, d=70)
-    assert len(triton_gradients.parts(triton.prepared(*args[:6], None))) == 2
-    assert_equal(args, None)
 
 
 def test_documents_pass_no_gradient():
@@ -178,6 +177,7 @@ def test_opcheck(packed):
     torch.library.opcheck(triton._selective_scan, (*args, document), test_utils=tests)
     up = [torch.randn_like(args[0]), torch.randn_like(args[6])]
     args = [v.detach() for v in args]
+    up += triton._selective_scan(*args, document)[2:]
     torch.library.opcheck(triton._backward, (*up, *args, document), test_utils=tests)
 
 

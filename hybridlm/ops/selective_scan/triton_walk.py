@@ -5,7 +5,8 @@ Where channels and rows are too few for a GPU, time is cut into segments: each i
 passed on from segment to segment, and each is walked again from what it should have started with.
 
 A decay is exp(dt A) = 1 + e with e = expm1(dt A), e = -1 where a document begins: near 1, exp in float32 would leave
-little of 1 - exp(dt A), which is what a long memory is made of.
+little of 1 - exp(dt A), which is what a long memory is made of. Where x has less than float32 (FINE is off), exp2 as a
+GPU has it is exact enough, and half the work.
 """
 
 from typing import NamedTuple
@@ -40,10 +41,16 @@ class Scan(NamedTuple):
     D: Tensor | None
     begins: Tensor | None
 
-    def channels(self, part: slice) -> "Scan":
-        """The scan of some channels."""
-        D = None if self.D is None else self.D[part]
-        return self._replace(x=self.x[..., part], dt=self.dt[..., part], A=self.A[:, part].contiguous(), D=D)
+    def tokens(self, part: slice) -> "Scan":
+        """The scan of some tokens."""
+        small = (None if v is None else v[:, part].contiguous() for v in (self.B, self.C, self.begins))
+        B, C, begins = small
+        return self._replace(x=self.x[:, part], dt=self.dt[:, part], B=B, C=C, begins=begins)
+
+    @property
+    def fine(self) -> bool:
+        """Whether decays are computed to the last digit."""
+        return self.x.dtype == torch.float32
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -63,7 +70,7 @@ def geometry(n: int) -> tuple[int, int, int]:
 
 
 def cut(scan: Scan, mark: int) -> tuple[int, int]:
-    """(segments, tokens of each)."""
+    """(segments, tokens of each), in multiples of `mark`."""
     b, t, d, n = scan.sizes
     _, wide, warps = geometry(n)
     threads = 32 * warps * b * triton.cdiv(d, wide)
@@ -72,43 +79,45 @@ def cut(scan: Scan, mark: int) -> tuple[int, int]:
     return triton.cdiv(t, length), length
 
 
-def walk(scan: Scan, start: Tensor | None, y: Tensor | None, marks: Tensor | None, mark: int) -> Tensor:
+def walk(scan: Scan, start: Tensor | None, y: Tensor, marks: Tensor, mark: int) -> Tensor:
     """From the state before the first token, (b, n, d) or None for zero, to the one after the last.
 
-    y (b, t, d) and marks (b, tiles, n, d), the states before every `mark` tokens, are written if they are there.
+    y (b, t, d) and marks (b, tiles, n, d), the states before every `mark` tokens, are written.
     """
     segments, length = cut(scan, mark)
     starts = start
     if segments > 1:
-        ends, through = _walk(scan, None, None, None, mark, segments, length)
-        starts = _pass_on(start, ends, through, backwards=False)
+        starts = _pass_on(start, *_walk(scan, None, None, None, mark, segments, length), backwards=False)
     return _walk(scan, starts, y, marks, mark, segments, length)[0][:, -1]
 
 
-def walk_back(scan: Scan, dy: Tensor, start: Tensor | None, marks: Tensor | None, mark: int) -> Tensor:
+def walk_between(scan: Scan, starts: Tensor, length: int, marks: Tensor, mark: int) -> None:
+    """From states that are known every `length` tokens, (b, segments, n, d), to those every `mark`."""
+    _walk(scan, starts, None, marks, mark, starts.shape[1], length)
+
+
+def walk_back(scan: Scan, dy: Tensor, start: Tensor | None, marks: Tensor, mark: int) -> Tensor:
     """The adjoint of the state after the last token, (b, n, d) or None for zero, to that of the one before the first.
 
-    marks (b, tiles, n, d): the adjoints of the states after every `mark` tokens.
+    marks (b, tiles, n, d): the adjoints of the states after every `mark` tokens, which are written.
     """
     segments, length = cut(scan, mark)
     starts = start
     if segments > 1:
-        ends, through = _walk_back(scan, dy, None, None, mark, segments, length)
-        starts = _pass_on(start, ends, through, backwards=True)
-    return _walk_back(scan, dy, starts, marks, mark, segments, length)[0][:, 0]
+        starts = _pass_on(start, *_walk_back(scan, dy, None, None, mark, segments, length), backwards=True)
+    return _walk_back(scan, dy, starts, marks, mark, segments, length)[0][:, 0].contiguous()
 
 
 def _walk(scan, starts, y, marks, mark, segments, length) -> tuple[Tensor, Tensor]:
     (x, dt, A, B, C, D, begins), (b, t, d, n) = scan, scan.sizes
     padded, wide, warps = geometry(n)
     ends = A.new_empty(b, segments, n, d)
-    local = y is None and marks is None
-    through = torch.empty_like(ends) if local else ends
+    through = torch.empty_like(ends) if marks is None else ends
     _walk_kernel[(b * segments * triton.cdiv(d, wide),)](
         x, *x.stride()[:2], dt, *dt.stride()[:2], A, B, C, _or(D, A), _or(begins, A), _or(starts, A), _or(y, A),
         *((0, 0) if y is None else y.stride()[:2]), _or(marks, A), ends, through,
         t, d, n, 0, segments, length, padded, wide, STEP, mark,
-        begins is not None, starts is not None, y is not None, marks is not None, D is not None, local,
+        begins is not None, starts is not None, y is not None, marks is not None, D is not None, scan.fine,
         num_warps=warps,
     )  # fmt: skip
     return ends, through
@@ -118,11 +127,11 @@ def _walk_back(scan, dy, starts, marks, mark, segments, length) -> tuple[Tensor,
     (_, dt, A, _, C, _, begins), (b, t, d, n) = scan, scan.sizes
     padded, wide, warps = geometry(n)
     ends = A.new_empty(b, segments, n, d)
-    through = ends if marks is not None else torch.empty_like(ends)
+    through = torch.empty_like(ends) if marks is None else ends
     _walk_back_kernel[(b * segments * triton.cdiv(d, wide),)](
         dy, *dy.stride()[:2], dt, *dt.stride()[:2], A, C, _or(begins, A), _or(starts, A), _or(marks, A), ends, through,
         t, d, n, 0, segments, length, padded, wide, STEP, mark,
-        begins is not None, starts is not None, marks is not None,
+        begins is not None, starts is not None, marks is not None, scan.fine,
         num_warps=warps,
     )  # fmt: skip
     return ends, through
@@ -153,14 +162,22 @@ def exp2(z):
 
 
 @triton.jit
-def growth(dt, A, begins, PACKED: tl.constexpr):
-    """exp(dt A) - 1 of A log2(e), by its series near 0; -1 where a document begins."""
+def fading(dt, A, begins, PACKED: tl.constexpr, FINE: tl.constexpr):
+    """exp(dt A) of A log2(e), 0 where a document begins. FINE: less 1, and by its series near 0."""
     z = dt * A
-    near = z * (0.6931471805599453 + z * (0.2402265069591007 + z * (0.05550410866482158 + z * 0.009618129107628477)))
-    e = tl.where(z > -0.09, near, exp2(z) - 1.0)
+    e = exp2(z)
+    if FINE:
+        near = 0.6931471805599453 + z * (0.2402265069591007 + z * (0.05550410866482158 + z * 0.009618129107628477))
+        e = tl.where(z > -0.09, z * near, e - 1.0)
     if PACKED:
-        e = tl.where(begins, -1.0, e)
+        e = tl.where(begins, -1.0 if FINE else 0.0, e)
     return e
+
+
+@triton.jit
+def faded(h, e, FINE: tl.constexpr):
+    """What is left of h."""
+    return h + e * h if FINE else e * h
 
 
 @triton.jit
@@ -170,6 +187,13 @@ def loaded(pointer, stride, tokens, keep, STEP: tl.constexpr):
     for i in tl.static_range(STEP):
         values = values + (tl.load(pointer + i * stride, keep & (i < tokens), 0.0).to(tl.float32),)  # noqa: RUF005
     return values
+
+
+@triton.jit
+def stored(pointer, stride, values, tokens, keep, STEP: tl.constexpr):
+    """The other way round."""
+    for i in tl.static_range(STEP):
+        tl.store(pointer + i * stride, values[i].to(pointer.dtype.element_ty), keep & (i < tokens))
 
 
 @triton.jit
@@ -186,7 +210,7 @@ def _walk_kernel(
     x, x_b, x_t, dt, dt_b, dt_t, A, B, C, D, begins, starts, y, y_b, y_t, marks, ends, through,
     t, d, n, zero, segments, length, N: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr, MARK: tl.constexpr,
     PACKED: tl.constexpr, FROM: tl.constexpr, READ: tl.constexpr, MARKS: tl.constexpr, SKIP: tl.constexpr,
-    LOCAL: tl.constexpr,
+    FINE: tl.constexpr,
 ):  # fmt: skip
     col, row, segment, first, last = place(tl.program_id(0).to(tl.int64), d, segments, length, t, WIDE)
     m = tl.arange(0, N)
@@ -211,23 +235,25 @@ def _walk_kernel(
             tl.store(marks + (start // MARK) * n * d + cell, h, both)
         left = last - first - start
         steps, values = loaded(dt, dt_t, left, keep, STEP), loaded(x, x_t, left, keep, STEP)
+        outs = ()
         for i in tl.static_range(STEP):
             begin = False
             if PACKED:
                 begin = tl.load(begins + i, i < left, 0) != 0
                 broken = broken | begin
             write = tl.load(B + i * n, some & (i < left), 0.0)
-            h = (h + growth(steps[i][None, :], a, begin, PACKED) * h) + (steps[i] * values[i])[None, :] * write[:, None]
-            if LOCAL:
+            e = fading(steps[i][None, :], a, begin, PACKED, FINE)
+            h = faded(h, e, FINE) + (steps[i] * values[i])[None, :] * write[:, None]
+            if not MARKS:
                 total += steps[i]
             if READ:
                 out = tl.sum(tl.load(C + i * n, some & (i < left), 0.0)[:, None] * h, 0)
-                if SKIP:
-                    out += skip * values[i]
-                tl.store(y + i * y_t, out.to(y.dtype.element_ty), keep & (i < left))
+                outs = outs + (out + skip * values[i] if SKIP else out,)  # noqa: RUF005
+        if READ:
+            stored(y, y_t, outs, left, keep, STEP)
         x, dt, y, B, C = x + STEP * x_t, dt + STEP * dt_t, y + STEP * y_t, B + STEP * n, C + STEP * n
         begins += STEP
-    leave(ends, through, (row * segments + segment) * n * d + cell, both, h, total, a, broken, PACKED, LOCAL)
+    leave(ends, through, (row * segments + segment) * n * d + cell, both, h, total, a, broken, PACKED, not MARKS)
 
 
 @triton.jit
@@ -245,7 +271,7 @@ def leave(ends, through, cell, both, h, total, a, broken, PACKED: tl.constexpr, 
 def _walk_back_kernel(
     dy, dy_b, dy_t, dt, dt_b, dt_t, A, C, begins, starts, marks, ends, through,
     t, d, n, zero, segments, length, N: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr, MARK: tl.constexpr,
-    PACKED: tl.constexpr, FROM: tl.constexpr, MARKS: tl.constexpr,
+    PACKED: tl.constexpr, FROM: tl.constexpr, MARKS: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
     col, row, segment, first, last = place(tl.program_id(0).to(tl.int64), d, segments, length, t, WIDE)
     m = tl.arange(0, N)
@@ -272,7 +298,7 @@ def _walk_back_kernel(
                 broken = broken | begin
             read = tl.load(C + (start + i) * n, some & inside, 0.0)
             q = q + read[:, None] * slopes[i][None, :]
-            q = q + growth(steps[i][None, :], a, begin, PACKED) * q
+            q = faded(q, fading(steps[i][None, :], a, begin, PACKED, FINE), FINE)
             if not MARKS:
                 total += steps[i]
         start -= STEP

@@ -269,4 +269,4 @@ def _take(x: Tensor, order: Tensor) -> Tensor:
 
 def _zero_where_not(keep: Tensor, x: Tensor) -> Tensor:
     """x with zeros where keep, which has x's first dimensions, is False; NaN there vanishes too."""
-    return torch.where(keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim)), x, x.new_zeros(()))
+    return torch.where(keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim)), x, 0)

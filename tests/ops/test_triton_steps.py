@@ -78,13 +78,21 @@ def test_a_state_is_overwritten_only_where_it_may_be(case, rng):
     assert left_alone(state.transpose(0, 1).contiguous().transpose(0, 1), in_place=True)
 
 
-def test_more_than_one_token_and_pads_are_not_for_the_kernel(rng):
+def test_a_pad_leaves_the_convolutions_state_as_it_is(rng):
     op, args, state = conv_case(rng, torch.float32)
-    for more in ({"lengths": torch.tensor([1, 0, 1])}, {}):
-        x = args[0] if more else args[0].repeat(1, 2, 1)
-        with use("triton"), trace() as seen:
-            op(x, *args[1:], state=state.clone(), in_place=True, **more)
-        assert seen[-1].backend == "reference"
+    ours, lengths = state.clone(), torch.tensor([1, 0, 1])
+    y, _ = op(*args, state=ours, lengths=lengths, in_place=True, backend="triton")
+    want, after = op(*args, state=state, lengths=lengths, backend="reference")
+    assert torch.equal(ours, after)
+    assert torch.equal(ours[1], state[1])
+    assert error(y[lengths > 0], want[lengths > 0].double()) < 5e-7
+
+
+def test_more_than_one_token_is_not_for_the_kernel(rng):
+    op, args, state = conv_case(rng, torch.float32)
+    with use("triton"), trace() as seen:
+        op(args[0].repeat(1, 2, 1), *args[1:], state=state.clone(), in_place=True)
+    assert seen[-1].backend == "reference"
 
 
 def test_opcheck(rng):
@@ -97,4 +105,4 @@ def test_opcheck(rng):
         _, (x, dt, A, B, C, D), state = case(rng, torch.float32)
         torch.library.opcheck(step, (x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, state), test_utils=utils)
     _, (x, weight, bias), state = conv_case(rng, torch.float32)
-    torch.library.opcheck(conv_step, (x[:, 0], weight[:, 0], bias, state, True), test_utils=utils)
+    torch.library.opcheck(conv_step, (x[:, 0], weight[:, 0], bias, state, None, True), test_utils=utils)

@@ -34,7 +34,6 @@ def causal_conv1d(
     """
     step = kernels("hybridlm.ops.causal_conv.triton_step")
     lacks = step_lacks(x, state, weight, bias, document=document, in_place=in_place)
-    lacks = lacks or ("the kernel of decoding knows no pads" if lengths is not None else None)
     offers = {
         "triton": Offer(step and step.causal_conv1d, lacks, triton_asked(x)),
         "vendor": Offer(vendor.causal_conv1d, lambda: vendor.lacks(x, weight, state)),

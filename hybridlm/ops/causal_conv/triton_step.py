@@ -15,24 +15,26 @@ def causal_conv1d(
     weight: Tensor,
     bias: Tensor | None,
     state: Tensor,
-    lengths: None,
+    lengths: Tensor | None,
     document: None,
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
-    return conv_step(x[:, 0], weight[:, 0], bias, state, activation == "silu").unsqueeze(1), state
+    return conv_step(x[:, 0], weight[:, 0], bias, state, lengths, activation == "silu").unsqueeze(1), state
 
 
 @torch.library.custom_op("hybridlm::conv_step", mutates_args=("state",))
-def conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
-    """x (b, c), weight (c, k), bias (c), state (b, c, k - 1) -> y (b, c)."""
+def conv_step(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, lengths: Tensor | None, silu: bool
+) -> Tensor:
+    """x (b, c), weight (c, k), bias (c), state (b, c, k - 1), lengths (b) of 0 or 1 -> y (b, c)."""
     y = x.new_empty(x.shape)
     with torch.cuda.device_of(x):
-        launch(x, weight, bias, state, silu, y)
+        launch(x, weight, bias, state, lengths, silu, y)
     return y
 
 
 @conv_step.register_fake
-def _(x, weight, bias, state, silu):
+def _(x, weight, bias, state, lengths, silu):
     return x.new_empty(x.shape)
 
 
@@ -41,6 +43,7 @@ def launch(
     weight: Tensor,
     bias: Tensor | None,
     state: Tensor,
+    lengths: Tensor | None,
     silu: bool,
     y: Tensor,
     entries: int = ENTRIES,
@@ -50,14 +53,15 @@ def launch(
     taps = triton.next_power_of_2(k)
     rows = max(1, entries // taps)
     _step[(triton.cdiv(c, rows), b)](
-        x, weight.contiguous(), bias if bias is None else bias.contiguous(), state, y, c, k, *x.stride(),
+        x, weight.contiguous(), bias if bias is None else bias.contiguous(), state,
+        lengths if lengths is None else lengths.contiguous(), y, c, k, *x.stride(),
         ROWS=rows, TAPS=taps, SILU=silu, num_warps=warps, num_stages=1, **queued(x),
     )  # fmt: skip
 
 
 @triton.jit
 def _step(
-    x, weight, bias, state, y, c, k, x_b, x_c,
+    x, weight, bias, state, lengths, y, c, k, x_b, x_c,
     ROWS: tl.constexpr, TAPS: tl.constexpr, SILU: tl.constexpr, QUEUED: tl.constexpr,
 ):  # fmt: skip
     queue(QUEUED)
@@ -66,7 +70,10 @@ def _step(
     j = tl.arange(0, TAPS)[None, :]
     before = (i < c) & (j < k - 1)
     place = state + (row * c + i) * (k - 1) + j
-    now = tl.load(x + row * x_b + i * x_c, mask=i < c, other=0.0).to(tl.float32)
+    moves = i < c
+    if lengths is not None:
+        moves = moves & (tl.load(lengths + row) > 0)  # a pad is a zero, and leaves the state as it is
+    now = tl.load(x + row * x_b + i * x_c, mask=moves, other=0.0).to(tl.float32)
     seen = tl.where(j < k - 1, tl.load(place, mask=before, other=0.0).to(tl.float32), now)
     taps = tl.load(weight + i * k + j, mask=(i < c) & (j < k), other=0.0).to(tl.float32)
     out = tl.sum(seen * taps, axis=1, keep_dims=True)
@@ -75,5 +82,5 @@ def _step(
     if SILU:
         out = out * tl.sigmoid(out)
     tl.debug_barrier()  # all of the state is read before another thread writes to it
-    tl.store(place - 1, seen.to(state.dtype.element_ty), mask=(i < c) & (j > 0) & (j < k))
+    tl.store(place - 1, seen.to(state.dtype.element_ty), mask=moves & (j > 0) & (j < k))
     tl.store(y + row * c + i, out.to(y.dtype.element_ty), mask=i < c)

@@ -199,9 +199,9 @@ def test_flash_packed(played, size, scale):
 
 
 def test_flash_packed_bounds():
-    document = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 2, 2, 2]])
+    document = torch.tensor([[0, 0, 1, 1], [1, 1, 2, 2], [0, 2, 2, 2]])
     bounds, longest = flash._bounds(document)
-    assert (bounds.tolist(), longest) == ([0, 2, 4, 8, 9, 12], 4)
+    assert (bounds.tolist(), longest) == ([0, 2, 4, 6, 8, 9, 12], 3)
 
 
 @pytest.mark.parametrize("hk", [1, 4])
@@ -304,7 +304,7 @@ def dense(document, t, size):
 
 
 @pytest.mark.parametrize("t", [1, 127, 128, 300, 512])
-@pytest.mark.parametrize("size", [None, 1, 128, 200])
+@pytest.mark.parametrize("size", [None, 1, 128, 200, 255, 256])
 @pytest.mark.parametrize("lengths", [None, [40], [100, 28, 172], [128]])
 def test_flex_blocks(t, size, lengths):
     """Every block that is computed without a mask is seen wholly, and every block that is left out is not seen."""

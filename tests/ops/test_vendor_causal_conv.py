@@ -131,7 +131,8 @@ def test_pads_are_not_read():
 def test_a_part_of_a_split_is_not_copied():
     x = torch.randn(2, 5, 48).split([16, 32], dim=-1)[1]
     assert vendor._channels_last(x).data_ptr() == x.data_ptr()
-    for odd in (torch.randn(2, 5, 44)[..., 12:], torch.randn(2, 5, 48)[..., 1:33], torch.randn(2, 32, 5).mT):
+    rows = torch.randn(2, 5 * 32 + 4)[:, : 5 * 32].unflatten(1, (5, 32))
+    for odd in (torch.randn(2, 5, 44)[..., 12:], torch.randn(2, 5, 48)[..., 1:33], torch.randn(2, 32, 5).mT, rows):
         turned = vendor._channels_last(odd)
         assert readable(turned)
         assert turned.data_ptr() % 16 == 0

@@ -162,7 +162,7 @@ def test_strides_and_dtypes():
     leaves = [v.requires_grad_() for v in low]
     y, H = run(leaves, None)
     assert (y.dtype, H.dtype) == (torch.bfloat16, torch.float32)
-    for leaf, grad in zip(leaves, torch.autograd.grad(y.float().sum() + H.sum(), leaves), strict=True):
+    for leaf, grad in zip(leaves, vendor._ssd_backward(y.detach(), H.detach(), *leaves, None), strict=True):
         assert (grad.dtype, grad.shape) == (leaf.dtype, leaf.shape)
 
 

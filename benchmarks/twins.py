@@ -21,6 +21,7 @@ from hybridlm.compose.cost import BACKWARD
 
 EXAMPLE = "OMP_NUM_THREADS=2 python -m benchmarks twins --peer transformers"
 ERROR = "RMS of the difference to float64 with the same weights, relative: of all logits, or of the last step's"
+CASES = ("training", "prefill", "decode")
 SIZES = {"pattern": "(MMMA)3", "d_model": 320, "d_state": 64, "head_dim": 32, "vocab_size": 8192}
 
 
@@ -28,6 +29,7 @@ def add_options(parser: ArgumentParser) -> None:
     """Sizes of the calls, and the model."""
     for name, default in {"batch": 4, "length": 512, "prompt": 1024, "new": 32}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--cases", default=",".join(CASES), help=f"commas between; default {','.join(CASES)}")
     parser.add_argument("--threads", type=int, default=2, help="of torch; default 2")
     architecture.add_options(parser, **SIZES)
     contenders.add_options(parser)
@@ -42,7 +44,10 @@ def main(args: Namespace) -> int:
     size = f"{arch.cost.parameters / 1e6:.1f} M parameters"
     run = Run(args, f"CPU twins: {arch.pattern}, d_model {arch.d_model}, {size}, float32", ERROR)
     weights = arch.weights("cpu", args.seed)
+    wanted = contenders.listed(args.cases, CASES, "--cases")
     for case, tokens, flops, make in _cases(arch, args):
+        if case.split()[0] not in wanted:
+            continue
         work = Work(case, tokens, flops, arch.cost.parameters * 4.0)
         contest(run, work, _both(arch, weights, args, make))
         free("cpu")

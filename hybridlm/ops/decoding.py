@@ -5,6 +5,7 @@ from torch import Tensor
 
 from hybridlm.ops.backend import triton_asked, triton_lacks
 
+ROWS = 65535  # the second and third axes of a grid end there
 READ = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -28,6 +29,8 @@ def step_lacks(
         return "the kernel of decoding takes one token after a state, in place"
     if document is not None:
         return "the kernel of decoding knows no documents"
+    if len(x) > ROWS:
+        return f"the kernel of decoding takes at most {ROWS} rows"
     if not state.is_contiguous():
         return "the kernel of decoding needs its state in one piece"
     return kernel_lacks(x, state, *others)

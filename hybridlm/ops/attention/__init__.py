@@ -9,7 +9,7 @@ from torch import Tensor
 from hybridlm.ops.attention import cache, flash, reference, vendor, window
 from hybridlm.ops.attention.masks import causal_in_document, up_to
 from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked
-from hybridlm.ops.decoding import kernel_lacks
+from hybridlm.ops.decoding import ROWS, kernel_lacks
 
 __all__ = ["attention", "cached_attention", "causal_in_document", "up_to", "window_attention"]
 
@@ -89,8 +89,8 @@ def cached_attention(
 
 def _step_lacks(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why our kernel of decoding cannot take the call."""
-    if q.shape[1] != 1:
-        return "the kernel of decoding takes one query a row"
+    if q.shape[1] != 1 or len(q) > ROWS:
+        return "the kernel of decoding takes one query a row, and at most 65,535 rows"
     if max(q.shape[-1], v.shape[-1]) > 256:
         return "the kernel of decoding takes heads of at most 256"
     if not q.dtype == k.dtype == v.dtype:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hybridlm.ops.triton_launch import queue, queued
 
-PROGRAMS = 512  # to keep a GPU's memory busy
+PROGRAMS = 256, 512  # to keep a GPU's memory busy: of single heads, of groups
 FEWEST = 8192  # entries of keys for which a program is worth its while: 128 keys of 64
 LOG2_E = 1.4426950408889634
 
@@ -36,9 +36,10 @@ def _(q, k, v, positions, scale):
     return q.new_empty(*q.shape[:2], v.shape[-1])
 
 
-def splits_of(b: int, s: int, hk: int, width: int) -> int:
+def splits_of(b: int, s: int, hk: int, group: int, width: int) -> int:
     """How many programs share the keys of a row and a head, a power of 2."""
-    most = max(1, min(PROGRAMS // (b * hk), s * width // FEWEST, 128))
+    wanted = PROGRAMS[0] // (b * hk) if group == 1 else max(2, PROGRAMS[1] // (b * hk))
+    most = max(1, min(wanted, s * width // FEWEST, 128))
     return 1 << most.bit_length() - 1
 
 
@@ -56,7 +57,7 @@ def launch(
 ) -> None:
     (b, h, p), (s, hk), pv = q.shape, k.shape[1:3], v.shape[-1]
     width, group = triton.next_power_of_2(max(p, pv, 16)), h // hk
-    splits = splits or splits_of(b, s, hk, width)
+    splits = splits or splits_of(b, s, hk, group, width)
     sums = q.new_empty(b, h, splits, pv, dtype=torch.float32) if splits > 1 else y
     about = q.new_empty(2, b, h, splits, dtype=torch.float32)
     warps, stages = warps or (4 if group == 1 else 2), stages or (3 if group == 1 else 2)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hybridlm.ops.triton_launch import queue, queued
 
-ENTRIES = 1024  # of the state that a program takes
+FEW, MANY, LARGE = 256, 1024, 2**18  # entries of the state that a program takes, the second of large states
 
 
 def selective_scan(
@@ -47,11 +47,11 @@ def launch(
     D: Tensor | None,
     state: Tensor,
     y: Tensor,
-    entries: int = ENTRIES,
-    warps: int = 2,
+    entries: int | None = None,
+    warps: int = 1,
 ) -> None:
     b, d, n = state.shape
-    width = triton.next_power_of_2(n)
+    width, entries = triton.next_power_of_2(n), entries or (FEW if state.numel() < LARGE else MANY)
     rows = max(1, min(triton.next_power_of_2(d), entries // width))
     A, D = A.contiguous(), D if D is None else D.contiguous()
     _step[(triton.cdiv(d, rows), b)](

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybridlm.ops.triton_launch import queue, queued
 
-ENTRIES = 512  # of the state that a program takes: with one warp, four loads of 16 bytes a thread
+FEW, MANY, LARGE = 512, 1024, 2**21  # entries of the state that a program takes, the second of large states
 
 
 def ssd(
@@ -50,11 +50,11 @@ def launch(
     D: Tensor | None,
     state: Tensor,
     y: Tensor,
-    entries: int = ENTRIES,
+    entries: int | None = None,
     warps: int = 1,
 ) -> None:
     b, h, p, n = state.shape
-    width = triton.next_power_of_2(n)
+    width, entries = triton.next_power_of_2(n), entries or (FEW if state.numel() < LARGE else MANY)
     rows = max(1, min(triton.next_power_of_2(p), entries // width))
     A, D, B, C = (
         A.contiguous(),

@@ -19,6 +19,14 @@ def fold(v: Tensor, size: int) -> Tensor:
     return rearrange(torch.cat([v, fill], dim=1), "b (z c) ... -> b z c ...", c=size)
 
 
+def bits(n: int) -> int:
+    """n.bit_length(), by comparisons: so torch.compile keeps what it has compiled for every length of an octave."""
+    count = 0
+    while 1 << count <= n:
+        count += 1
+    return count
+
+
 def forget_between(decay: Tensor, document: Tensor | None) -> Tensor:
     """decay (b, t, ...) with -inf, of which exp leaves nothing, at the first token of each document. 0: the state's."""
     return at_begins(decay, document, -math.inf)

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from hybridlm.ops.chunks import bits
 from hybridlm.ops.long_conv import long_conv
 
 
@@ -45,7 +46,7 @@ class Blocks(NamedTuple):
     @classmethod
     def of(cls, t: int, log_size: int) -> "Blocks":
         """Blocks of 2^log_size tokens, or of all that there are."""
-        log_t = (t - 1).bit_length()
+        log_t = bits(t - 1)
         log_size = min(log_t, log_size)
         return cls(log_size, log_t - log_size, -(-t >> log_size))
 

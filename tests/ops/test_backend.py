@@ -5,7 +5,7 @@ import torch
 
 from hybridlm.errors import SpecError, UnsupportedError
 from hybridlm.ops import backend
-from hybridlm.ops.backend import Offer, Seen, found, missing, resolve, trace, use
+from hybridlm.ops.backend import INTERPRETING, Offer, Seen, found, kernels, missing, resolve, trace, use
 
 
 def fast() -> None: ...
@@ -95,3 +95,16 @@ def test_probing_is_a_constant_to_the_compiler():
 
 def test_on_a_cpu_triton_has_to_be_asked_for():
     assert backend.triton_asked(torch.zeros(())) is not None
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="no Triton here")
+def test_the_compiler_finds_several_modules_of_kernels_that_nobody_has_asked_for_before(monkeypatch):
+    monkeypatch.setattr(backend, "_loaded", {})
+
+    def use_two(x: torch.Tensor) -> torch.Tensor:
+        one, other = kernels("hybridlm.ops.linear.triton"), kernels("hybridlm.ops.cross_entropy.triton")
+        return x + (one.WIDEST if one else 0) + (other.BLOCK if other else 0)
+
+    sum_of_both = use_two(torch.zeros(()))
+    monkeypatch.setattr(backend, "_loaded", {})
+    assert torch.compile(use_two, fullgraph=True, backend="eager")(torch.zeros(())) == sum_of_both > 4096

@@ -12,7 +12,8 @@ MIN_BLOCK = 64
 
 def block_size(tokens: int, size: int) -> int:
     """Queries a block: as many as the window is long, not fewer than MIN_BLOCK, not more than there are."""
-    return min(tokens, max(size, MIN_BLOCK))
+    most = max(size, MIN_BLOCK)
+    return most if tokens > most else tokens
 
 
 def window_attention(
@@ -20,7 +21,7 @@ def window_attention(
 ) -> Tensor:
     b, t, s = q.shape[0], q.shape[1], k.shape[1]
     c = block_size(t, size)
-    n = -(-t // c)
+    n = 1 if c == t else -(-t // c)
     seen = torch.ones(b, s, dtype=torch.bool, device=q.device) if seen is None else seen
     front, back = size - (s - t), n * c - t  # so that the keys are those of `size` tokens, then of n whole blocks
     k, v, seen = (_extend(x, front, back) for x in (k, v, seen))
@@ -44,4 +45,4 @@ def _extend(x: Tensor, front: int, back: int) -> Tensor:
 
 def _blocks(x: Tensor, size: int, c: int) -> Tensor:
     """(b, size + n c, ...) -> (b, n, size + c, ...): every c entries with the `size` before them."""
-    return x.unfold(1, size + c, c).movedim(-1, 2)
+    return x[:, None] if x.shape[1] == size + c else x.unfold(1, size + c, c).movedim(-1, 2)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from hybridlm.ops.chunks import bits
 from hybridlm.ops.lti import Blocks, as_complex, conjugate, real_sum
 
 
@@ -71,7 +72,7 @@ class System(NamedTuple):
 
     def over(self, t: int, handover: bool) -> "Stretch":
         """t tokens at once, in about as many blocks as a block has tokens."""
-        log_t = (t - 1).bit_length()
+        log_t = bits(t - 1)
         return Stretch(self, doubled(self.E, log_t + 1), Blocks.of(t, (log_t + 1) // 2))
 
 

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from hybridlm.ops.chunks import bits
 from hybridlm.ops.diagonal_ssm.reference import coordinates, couples, discretise, doubled
 from hybridlm.ops.lti import as_complex, conjugate
 from hybridlm.ops.rows import last_valid
@@ -90,7 +91,7 @@ class _Scan(torch.autograd.Function):
 
 def _run(h: Tensor, E: Tensor, document: Tensor | None) -> Tensor:
     """The scan itself: (b, t, n) -> (b, t, n)."""
-    for level, power in enumerate(doubled(E, (h.shape[1] - 1).bit_length())):
+    for level, power in enumerate(doubled(E, bits(h.shape[1] - 1))):
         reach = 1 << level
         h = torch.cat([h[:, :reach], h[:, reach:] + (1 - power).to(h.dtype) * _same(h, document, reach)], dim=1)
     return h
@@ -111,6 +112,6 @@ def s5_flops(d: int, p: int, t: int, state: bool) -> tuple[int, int]:
     for every token that has one so far before it; D u 2 a channel; a state 10 a couple (E z 6, its difference from z 2,
     its sum with Bbar u 2).
     """
-    levels = (t - 1).bit_length()
+    levels = bits(t - 1)
     reached = levels * t - (2**levels - 1)
     return 4 * t * d * p, 4 * p * reached + 3 * t * p + 2 * t * d + 5 * p * state

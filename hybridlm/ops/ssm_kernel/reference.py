@@ -19,6 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from hybridlm.ops.chunks import bits
 from hybridlm.ops.lti import Blocks, as_complex, conjugate, real_sum
 
 LOG_BLOCK = 6  # the kernel is computed in blocks of up to 2^6 = N tokens, N the usual state size
@@ -45,7 +46,7 @@ class System(NamedTuple):
     def over(self, t: int, handover: bool) -> "Stretch":
         """t tokens at once; handover: from a state to a state, which takes more powers of Abar."""
         blocks = Blocks.of(t, LOG_BLOCK)
-        levels = (t - 1).bit_length() + 1 if handover else blocks.levels
+        levels = bits(t - 1) + 1 if handover else blocks.levels
         return Stretch(self, Discrete.of(self, levels), blocks)
 
 

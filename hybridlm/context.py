@@ -130,6 +130,12 @@ class Cursor:
         self.known = [0 if empty else length for empty, length in zip(gone, self.lengths, strict=True)]
         self.over = [before and not empty for empty, before in zip(gone, self.over, strict=True)]
 
+    def restart(self) -> None:
+        """Every row back to the start of document 0; the device is not waited for."""
+        self.position.zero_()
+        self.segment.zero_()
+        self.known, self.over = [0] * len(self.over), [False] * len(self.over)
+
     def check_rollback(self, count: int) -> None:
         """StateError unless every row's document has `count` tokens, and more where it began over another."""
         for row, (length, over) in enumerate(zip(self.lengths, self.over, strict=True)):

@@ -52,14 +52,15 @@ class Decoder:
     ):
         self.model, self.sampler = model, sampler
         self._draws = Draws(seed, state.batch)
-        self._strict, self._recording = cuda_graph is True, graphs.wanted(model, cuda_graph, graphs.WORTH)
+        mark = graphs.wanted(model, cuda_graph, graphs.WORTH)
+        self._strict, self._recording = cuda_graph is True, mark is not None
         stops = stop_tokens(stop, model.spec.vocab_size)
         self._stopping = bool(stops)  # whether rows may stop before the others
         self._steps, self._slot, self._longest = 0, BLOCK, None
         self._unread = self._over = False
         self._asked: tuple[Tensor, torch.cuda.Event | None] | None = None
         if self._recording:
-            self._rig = graphs.borrow(model, state, sampler, stops)
+            self._rig = graphs.borrow(model, mark, state, sampler, stops)
             self._returns = weakref.finalize(self, graphs.keep, model, self._rig)
             self._returns.atexit = False
         else:
@@ -195,10 +196,9 @@ class Decoder:
 
     def _renew(self) -> None:
         """Record anew if the model is not what it was; hooks that came are called, so then nothing is recorded."""
-        if self._recording and not self._rig.mark.holds(self.model):
+        if self._recording and self._rig.mark is not (mark := graphs.mark_of(self.model)):
             self._rig.forget()
-            self._rig.mark = graphs.Mark(self.model)
-            self._recording = not self._rig.mark.hooked
+            self._rig.mark, self._recording = mark, not mark.hooked
 
     def _choose(self, logits: Tensor) -> None:
         """From logits (b, v) to tokens, all of it on the device and in the rig."""

@@ -99,7 +99,7 @@ class Stream:
         self.prompts = Prompts.read(ids, valid, model.spec.vocab_size)
         stop, lengths = stop_tokens(stop, model.spec.vocab_size), self.prompts.lengths
         Draws(seed, len(lengths))
-        replays = graphs.wanted(model, cuda_graph, max_new_tokens)
+        replays = graphs.wanted(model, cuda_graph, max_new_tokens) is not None
         state = _state_for(model, lengths, max_new_tokens, state, replays)
         how = {"sampler": sampler, "seed": seed, "stop": stop, "cuda_graph": cuda_graph if replays else False}
         self._decoder, self._unread = Decoder(model, state, **how), self.prompts.to(model.embed.weight.device)

@@ -86,6 +86,17 @@ class Mark:
         )
 
 
+_marks: weakref.WeakKeyDictionary[HybridLM, Mark] = weakref.WeakKeyDictionary()
+
+
+def mark_of(model: HybridLM) -> Mark:
+    """The model's mark; the same object as long as the model is what it was."""
+    mark = _marks.get(model)
+    if mark is None or not mark.holds(model):
+        mark = _marks[model] = Mark(model)
+    return mark
+
+
 def surroundings(device: torch.device) -> Hashable:
     """What a step depends on besides model, state and sampler."""
     kind = device.type
@@ -98,19 +109,21 @@ def surroundings(device: torch.device) -> Hashable:
 _kept: weakref.WeakKeyDictionary[HybridLM, list[Rig]] = weakref.WeakKeyDictionary()
 
 
-def wanted(model: HybridLM, cuda_graph: bool | None, steps: int) -> bool:
-    """Whether to record. None: where it pays. SpecError: asked for where nothing can be recorded."""
+def wanted(model: HybridLM, cuda_graph: bool | None, steps: int) -> Mark | None:
+    """The model's mark if its steps are to be recorded. cuda_graph None: where it pays.
+
+    SpecError, UnsupportedError: asked for where nothing can be recorded.
+    """
     device = model.embed.weight.device
-    if cuda_graph is False:
-        return False
+    if cuda_graph is False or (cuda_graph is None and steps < WORTH):
+        return None
     able = device.type == "cuda" or recorder_for(device) is not None
-    if cuda_graph is None:
-        return able and steps >= WORTH and not Mark(model).hooked
-    if not able:
+    if cuda_graph and not able:
         raise SpecError(f"cuda_graph: the model is on {device}, and a CUDA graph needs a GPU; leave it out")
-    if Mark(model).hooked:
+    mark = mark_of(model) if able else None
+    if cuda_graph and mark.hooked:
         raise UnsupportedError("cuda_graph: the model has forward hooks, which a replay does not call; remove them")
-    return True
+    return None if mark is None or mark.hooked else mark
 
 
 def roomy(length: int) -> int:
@@ -120,10 +133,10 @@ def roomy(length: int) -> int:
 
 
 def empty_state(model: HybridLM, batch: int, length: int) -> ModelState:
-    """An empty state for texts of about this length: that of a rig that the model keeps, or a new one."""
+    """An empty state for texts of about this length: the memory of a rig that the model keeps, or a new one."""
     length = roomy(length)
     for rig in _kept.get(model, ()):
-        if rig.key[:2] == (batch, length) and rig.mark.holds(model):
+        if rig.key[:2] == (batch, length) and rig.state.fingerprint == model.spec.fingerprint:
             return emptied(rig.state)
     return model.init_state(batch, length)
 
@@ -131,14 +144,13 @@ def empty_state(model: HybridLM, batch: int, length: int) -> ModelState:
 def emptied(state: ModelState) -> ModelState:
     """The same memory with nothing in it."""
     state = again(state)
-    for leaf in leaves(state.layers):
-        for tensor in leaf.tensors().values():
-            tensor.zero_()
-    state.cursor.reset(torch.ones_like(state.position, dtype=torch.bool))
+    if tensors := [tensor for leaf in leaves(state.layers) for tensor in leaf.tensors().values()]:
+        torch._foreach_zero_(tensors)
+    state.cursor.restart()
     return state
 
 
-def borrow(model: HybridLM, state: ModelState, sampler: Sampler, stop: list[int]) -> Rig:
+def borrow(model: HybridLM, mark: Mark, state: ModelState, sampler: Sampler, stop: list[int]) -> Rig:
     """A rig that holds this state: one that the model keeps, or a new one around it. The state is consumed."""
     state.check()
     stops = max(8, 1 << (len(stop) - 1).bit_length()) if stop else 8
@@ -146,16 +158,16 @@ def borrow(model: HybridLM, state: ModelState, sampler: Sampler, stop: list[int]
     device = state.position.device
     key = (state.batch, state.max_length, sampler, stops, dtypes, device, surroundings(device))
     kept = _kept.get(model, [])
-    rig = next((rig for rig in kept if rig.key == key and rig.mark.holds(model)), None)
+    rig = next((rig for rig in kept if rig.key == key and rig.mark is mark), None)
     if rig is None:
         with torch.no_grad():
             free = all(leaf.in_place for leaf in leaves(state.layers))
         rig = Rig.of(again(state) if free else state.detach(), model.spec.vocab_size, sampler, stops)
-        rig.key, rig.mark, rig.recorder = key, Mark(model), recorder_for(device)
+        rig.key, rig.mark, rig.recorder = key, mark, recorder_for(device)
     else:
-        kept.remove(rig)
         rig.state = again(rig.state)
         _copy(state, rig.state)
+    kept[:] = [one for one in kept if one is not rig and one.state.cursor is not state.cursor]  # memory has one owner
     state.spent = True
     rig.clear(stop)
     return rig

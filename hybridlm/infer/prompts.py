@@ -60,12 +60,6 @@ class Prompts:
         b, t = self.ids.shape
         return [t] * b if self.valid is None else self.valid.sum(dim=1).tolist()
 
-    def seen(self, vocab_size: int) -> Tensor:
-        """(b, v) bool: which tokens occur in each prompt."""
-        seen = torch.zeros(self.ids.shape[0], vocab_size + 1, dtype=torch.bool, device=self.ids.device)
-        ids = self.ids if self.valid is None else self.ids.masked_fill(~self.valid, vocab_size)  # pads mark the last
-        return seen.scatter(1, ids, True)[:, :vocab_size]
-
     def followed_by(self, steps: list[Tensor], counts: list[int]) -> Tensor | list[Tensor]:
         """The prompts with new tokens after them, in the form they came in. steps: (b,) each; counts: of each row."""
         new = torch.stack(steps, dim=1) if steps else self.ids[:, :0]

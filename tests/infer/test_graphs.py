@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import hybridlm as hl
 from hybridlm.errors import CheckpointError, SpecError, StateError, UnsupportedError
 from hybridlm.infer import Decoder, Sampler, Stream, decoder, enlarge, graphs, release
+from hybridlm.infer.sampling import Draws
 from hybridlm.registry import mixers
 from hybridlm.state import leaves
 from hybridlm.testing.patterns import specs
@@ -78,6 +79,19 @@ def assert_same_state(expected, found):
             torch.testing.assert_close(new.tensors()[name][shape], tensor, rtol=1e-11, atol=1e-11)
 
 
+@torch.no_grad()
+def by_hand(model, prompt, new, sampler, seed, stop=()):
+    """One row, one token at a time: what a sampler makes of the logits of all tokens before it."""
+    text, draws = prompt, Draws(seed, 1)
+    for _ in range(new):
+        seen = torch.zeros(1, V, dtype=torch.bool)
+        seen[0, text] = True
+        text = torch.cat([text, sampler(model(text[None]).logits[:, -1], seen, draws)])
+        if text[-1] in stop:
+            break
+    return text[len(prompt) :]
+
+
 # ------------------------------------------------------------------------------------------------ replayed and launched
 @settings(max_examples=15)
 @given(specs(), st.data())
@@ -107,7 +121,11 @@ def test_every_mixer_waits_for_nothing(name, log):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_draws_the_same_tokens(sampler):
     """Over more than one block of numbers that are drawn ahead."""
-    assert_same(*both(build("M"), prompts_of([3, 6]), 70, sampler=sampler, seed=[8, 4]))
+    model, prompts = build("M"), prompts_of([3, 6])
+    launched, replayed = both(model, prompts, 70, sampler=sampler, seed=[8, 4])
+    assert_same(launched, replayed)
+    for row, seed in enumerate([8, 4]):
+        assert torch.equal(replayed[0][row], by_hand(model, prompts[row], 70, sampler, seed))
 
 
 @pytest.mark.parametrize("pattern", ["W{window: 4}", "W{window: 3}M W{window: 9}", "A@twin M A@twin -", "<M|A>S"])
@@ -120,8 +138,13 @@ def test_stopped_rows_stand_still(pattern):
     model, prompts = build(pattern), prompts_of([3, 4, 2])
     sampler = Sampler(temperature=2.0)
     free = Stream(model, prompts, 40, sampler=sampler).rest()
-    launched, replayed = both(model, prompts, 40, sampler=sampler, stop=[int(free[0, 5]), int(free[1, 17])])
+    stop = [int(free[0, 5]), int(free[1, 17])]
+    launched, replayed = both(model, prompts, 40, sampler=sampler, stop=stop)
     assert_same(launched, replayed)
+    for row, prompt in enumerate(prompts):
+        text = torch.cat([prompt, by_hand(model, prompt, 40, sampler, row, stop)])
+        assert torch.equal(text[len(prompt) :], replayed[0][row, : replayed[1][row]])
+        assert_same_state(model(text[None], state=model.init_state(1, 64)).state, replayed[2].select([row]))
     assert len(set(launched[1].tolist())) > 1, "no row stopped before another"
 
 
@@ -405,6 +428,17 @@ def test_a_state_that_was_taken_is_the_takers_own():
     hl.generate(model, [[3, 4]], 20, cuda_graph=True)
     after = [tensor for leaf in leaves(state.layers) for tensor in leaf.tensors().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_memory_has_one_owner():
+    """An empty state lies in a kept rig's memory; one who takes it for another sampler takes it from the rig."""
+    model, prompts = build(), prompts_of([4, 4])
+    hl.generate(model, prompts[:1], 20, cuda_graph=True)
+    hot = {"sampler": Sampler(temperature=1.0), "seed": 3}
+    pair = [Stream(model, prompts[:1], 20, cuda_graph=True, **hot), Stream(model, prompts[1:], 20, cuda_graph=True)]
+    steps = [torch.cat(row) for row in zip(*zip(*pair, strict=True), strict=True)]
+    assert torch.equal(steps[0], Stream(model, prompts[:1], 20, cuda_graph=False, **hot).rest()[0])
+    assert torch.equal(steps[1], Stream(model, prompts[1:], 20, cuda_graph=False).rest()[0])
 
 
 def test_two_streams_at_once_do_not_share():

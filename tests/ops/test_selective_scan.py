@@ -1,5 +1,9 @@
 """The selective scan against a loop over rows and tokens in numpy, written from eq. 2 of the paper."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -222,6 +226,26 @@ def test_states_are_not_kept_for_every_token():
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v.numel()) or v, lambda v: v):
         selective_scan(x.requires_grad_(), dt, A, B, C, D)
     assert max(kept) <= 256 * 32 * 64 // reference.CHUNK
+
+
+ONE_GRAPH = """
+import torch
+from hybridlm.ops.selective_scan import selective_scan
+
+torch.manual_seed(0)
+for gradients in (False, True):
+    args = [torch.randn(2, 20, 5), torch.rand(2, 20, 5), -torch.rand(5, 4), *torch.randn(2, 2, 20, 4)]
+    args = [v.requires_grad_(gradients) for v in (*args, torch.randn(5))]
+    found = torch.compile(lambda *args: selective_scan(*args), fullgraph=True, backend="aot_eager")(*args)
+    for one, two in zip(found, selective_scan(*args), strict=True):
+        torch.testing.assert_close(one, two)
+"""
+
+
+def test_one_graph_whether_or_not_gradients_flow():
+    """In a process of its own, where no shapes are checked: the checks cannot be traced."""
+    environment = {**os.environ, "HYBRIDLM_CHECK_SHAPES": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", ONE_GRAPH], env=environment, check=True)
 
 
 def test_unknown_backend():

@@ -127,8 +127,8 @@ class _Scan(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
-        return _run(Drive(*inputs[:-1]), inputs[-1])
+    def forward(u, dt, A, B, C, begins, zoh, h) -> tuple[Tensor, Tensor, Tensor]:  # torch.compile counts parameters
+        return _run(Drive(u, dt, A, B, C, begins, zoh), h)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple) -> None:

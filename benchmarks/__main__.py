@@ -56,9 +56,9 @@ def _parser(name: str | None) -> argparse.ArgumentParser:
             continue
         found = importlib.import_module(f"benchmarks.{module}")
         one.description, one.epilog = found.__doc__, f"example:\n  {getattr(found, example)}"
-        getattr(found, options)(one)
         if command != "report":
             _common(one)
+        getattr(found, options)(one)  # last, as it may set other defaults
     return parser
 
 
@@ -67,10 +67,10 @@ def _common(parser: argparse.ArgumentParser) -> None:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"default here: {device}")
-    parser.add_argument("--rounds", type=int, default=3, help="turns that each contender gets; default 3")
-    parser.add_argument("--calls", type=int, default=3, help="timed calls of a turn; default 3")
-    parser.add_argument("--warmup", type=int, default=2, help="calls before the first turn's; default 2")
+    parser.add_argument("--device", default=device, help="default here: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each contender gets; default %(default)s")
+    parser.add_argument("--calls", type=int, default=3, help="timed calls of a turn; default %(default)s")
+    parser.add_argument("--warmup", type=int, default=2, help="calls before the first turn's; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tokens; default 0")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin nothing new after that long")
     parser.add_argument("--out", metavar="FOLDER", help="default runs/benchmarks/COMMAND")

@@ -12,15 +12,16 @@ OURS = "hybridlm"
 PATHS = ("eager", "compile", "graph")
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """--peer, --ours and the two switches."""
+def add_options(parser: ArgumentParser, best: str = "graph") -> None:
+    """--peer, --ours and the two switches. best: of our paths on a GPU, which stand by default."""
     parser.add_argument("--peer", default="", help=f"other packages, commas between: {','.join(KNOWN)}; default none")
     parser.add_argument(
         "--ours",
         default="",
         help="hybridlm's paths, commas between: eager; compile: blocks compiled (in inference also in a CUDA graph); "
-        "graph: in a CUDA graph (in training also compiled); default: graph on a GPU, eager on a CPU",
+        f"graph: in a CUDA graph (in training also compiled); default: {best} on a GPU, eager on a CPU",
     )
+    parser.set_defaults(best=best)
     parser.add_argument("--compile", action="store_true", help="the same as --ours compile")
     parser.add_argument("--graph", action="store_true", help="the same as --ours graph")
 
@@ -34,10 +35,10 @@ def listed(text: str, known: tuple[str, ...], option: str) -> list[str]:
 
 
 def paths(args: Namespace) -> list[str]:
-    """Ours, as the options say: by default CUDA graphs over compiled blocks on a GPU, and plain calls on a CPU."""
+    """Ours, as the options say: by default the best on a GPU, and plain calls on a CPU."""
     asked = listed(args.ours, PATHS, "--ours")
     asked += [name for name in ("compile", "graph") if getattr(args, name) and name not in asked]
-    return asked or ["graph" if args.device.startswith("cuda") else "eager"]
+    return asked or (args.best.split(",") if args.device.startswith("cuda") else ["eager"])
 
 
 def line_up(

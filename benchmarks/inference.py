@@ -25,24 +25,24 @@ PREFILL_ERROR = "RMS of the last logits' difference to float64 with the same wei
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 
-def add_options(parser: ArgumentParser, batches: str) -> None:
+def add_options(parser: ArgumentParser, batches: str, best: str) -> None:
     """Batches, prompt, and the model."""
     parser.add_argument("--batches", default=batches, help=f"commas between; default {batches}")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens that are read first; default 2048")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default bf16 on a GPU, float32 on a CPU")
     architecture.add_options(parser)
-    contenders.add_options(parser)
+    contenders.add_options(parser, best)
 
 
 def add_decode_options(parser: ArgumentParser) -> None:
     """As above, and how many tokens to write."""
     parser.add_argument("--new", type=int, default=64, help="tokens that are timed; default 64")
-    add_options(parser, "1,16,64")
+    add_options(parser, "1,16,64", "graph")
 
 
 def add_prefill_options(parser: ArgumentParser) -> None:
     """As above."""
-    add_options(parser, "1,64")
+    add_options(parser, "1,64", "graph,compile")
 
 
 def dtype_of(args: Namespace) -> torch.dtype:

@@ -61,14 +61,11 @@ def generator(model: hl.HybridLM, path: str, room: int) -> tuple[Callable[[Tenso
 
 
 def reader(model: hl.HybridLM, path: str) -> tuple[Callable[[Tensor], Tensor], str]:
-    """ids -> what comes after them with the state filled: logits, or tokens from a graph; and the label."""
+    """ids -> logits of what comes after them, or tokens, with the state filled; and the label."""
     if path == "eager":
         return lambda ids: read_eagerly(model, ids), "eager"
-    if path == "compile":
-        label = compiled(model)
-        return lambda ids: read_eagerly(model, ids), label
-    generate, _ = generator(model, path, 2)
-    return lambda ids: generate(ids, 1), f"CUDA graph up to {PROMPT:,} tokens"
+    generate, label = generator(model, path, 2)
+    return lambda ids: generate(ids, 1), label.replace("CUDA graph", f"CUDA graph up to {PROMPT:,} tokens")
 
 
 def read_eagerly(model: hl.HybridLM, ids: Tensor) -> Tensor:

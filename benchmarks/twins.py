@@ -32,13 +32,14 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--cases", default=",".join(CASES), help=f"commas between; default {','.join(CASES)}")
     parser.add_argument("--threads", type=int, default=2, help="of torch; default 2")
     architecture.add_options(parser, **SIZES)
-    contenders.add_options(parser)
+    parser.add_argument("--peer", default="", help="transformers; default none")
     parser.set_defaults(device="cpu", rounds=5, calls=2, warmup=1)
 
 
 def main(args: Namespace) -> int:
-    """Training step, prefill and decoding."""
-    args.device = "cpu"
+    """Training step, prefill and decoding. ValueError: another device."""
+    if args.device != "cpu":
+        raise ValueError("twins are timed on a CPU; see train, decode and prefill for a GPU")
     torch.set_num_threads(args.threads)
     arch = Architecture.of(args)
     size = f"{arch.cost.parameters / 1e6:.1f} M parameters"

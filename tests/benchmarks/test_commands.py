@@ -95,6 +95,18 @@ def test_wrong_options_are_told(capsys):
     assert "unknown keras; known: mamba_ssm, transformers, fla" in capsys.readouterr().err
 
 
+def test_a_command_has_defaults_of_its_own(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("benchmarks.twins.main", lambda args: seen.update(vars(args)) or 0)
+    assert main(["twins"]) == 0
+    assert (seen["device"], seen["rounds"], seen["calls"]) == ("cpu", 5, 2)
+
+
+def test_twins_are_of_a_cpu(capsys):
+    assert main(["twins", "--device", "cuda"]) == 2
+    assert "timed on a CPU" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as end:

@@ -34,6 +34,8 @@ CASES: dict[str, Callable[[Sizes, int], Case]] = {
 ONCE = {"conv": 4096, "gated_norm": 4096, "norm": 4096, "loss": 4096, "s4": 4096, "s4d": 4096}
 """Ops whose time does not ask for the length, or that the literature states at one: the only length they run at."""
 PACKAGES = {"mamba_ssm": "mamba_ssm", "fla": "fla", "causal_conv1d": "mamba_ssm"}  # way: the peer it comes with
+PLAIN = "hybridlm reference"
+"""Timed where none of the backends that were asked for has the op."""
 SPECIAL_RATE = 16 * 1.83e9
 """Exponentials a second and multiprocessor: 16 a clock on Hopper."""
 
@@ -82,6 +84,8 @@ def measure(run: Run, case: Case, peers: str, backends: str, backward: bool = Tr
     for trains in (False, True)[: 1 + backward]:
         work = _work(run, case, inputs, moved, trains)
         contest(run, work, [_contender(case, way, name, inputs, trains) for name, way in ways.items()])
+        if PLAIN in case.ways and not any(row.case == work.case and row.ours and row.seconds for row in run.rows):
+            contest(run, work, [_contender(case, case.ways[PLAIN], PLAIN, inputs, trains)])
     del inputs
     free(run.device)
     return None

@@ -95,6 +95,13 @@ def test_wrong_options_are_told(capsys):
     assert "unknown keras; known: mamba_ssm, transformers, fla" in capsys.readouterr().err
 
 
+def test_an_op_without_the_backends_asked_for_is_timed_plain(tmp_path):
+    options = ["--ops", "long_conv", "--lengths", "64", "--tokens", "64", "--forward-only", "--out", str(tmp_path)]
+    assert main(["ops", *options, *QUICK]) == 0
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [row["contender"] for row in rows if row.get("median_ms")] == ["hybridlm reference"]
+
+
 def test_a_command_has_defaults_of_its_own(monkeypatch):
     seen = {}
     monkeypatch.setattr("benchmarks.twins.main", lambda args: seen.update(vars(args)) or 0)

@@ -51,26 +51,24 @@ class Decoder:
         cuda_graph: bool | None = None,
     ):
         self.model, self.sampler = model, sampler
-        self._draws = Draws(seed, state.batch)
+        Draws(seed, state.batch)
         mark = graphs.wanted(model, cuda_graph, graphs.WORTH)
         self._strict, self._recording = cuda_graph is True, mark is not None
-        stops = stop_tokens(stop, model.spec.vocab_size)
-        self._stopping = bool(stops)  # whether rows may stop before the others
-        self._steps, self._slot, self._longest = 0, BLOCK, None
-        self._unread = self._over = False
-        self._asked: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._stops = stops = stop_tokens(stop, model.spec.vocab_size)
+        self._over = False
         if self._recording:
             self._rig = graphs.borrow(model, mark, state, sampler, stops)
             self._returns = weakref.finalize(self, graphs.keep, model, self._rig)
             self._returns.atexit = False
         else:
             self._rig = Rig.of(state, model.spec.vocab_size, sampler, len(stops))
-            self._rig.clear(stops)
+        self._begin(seed)
 
     # ------------------------------------------------------------------------------------------------- what it is asked
     def read(self, ids: Tensor, valid: Tensor | None = None, *, choosing: bool = True) -> Tensor:
         """Read a prompt in every row, after what was there: ids (b, t), valid (b, t) bool or None -> the tokens that
         come next, (b,) int64, unless none are to be chosen."""
+        self._require_going_on()
         self._absorb()
         self._renew()
         self._notice(ids, valid)
@@ -84,6 +82,12 @@ class Decoder:
             self._advance(ids, valid)
         self._chosen()
         return self.last
+
+    def restart(self, seed: int | Sequence[int] = 0) -> None:
+        """Forget everything, to read other prompts from nothing in the same memory and with the same recordings."""
+        self._require_going_on()
+        self._rig.state = graphs.emptied(self._rig.state)
+        self._begin(seed)
 
     def step(self) -> Tensor:
         """Read every row's last token and choose the next: (b,) int64. A row that has stopped repeats its last."""
@@ -146,14 +150,22 @@ class Decoder:
         return self._rig.state
 
     # --------------------------------------------------------------------------------------------------------- one step
+    def _begin(self, seed: int | Sequence[int]) -> None:
+        """Everything but the state as for a new text."""
+        self._draws = Draws(seed, self._rig.state.batch)
+        self._stopping = bool(self._stops)  # whether rows may stop before the others
+        self._steps, self._slot, self._longest, self._unread = 0, BLOCK, None, False
+        self._asked: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._rig.clear(self._stops)
+
+    def _require_going_on(self) -> None:
+        if self._over:
+            raise StateError("nothing can be decoded: the state was taken; start a new Stream or Decoder from it")
+
     def _go_on(self) -> None:
-        if self._over or not self._unread:
-            why = (
-                "the state was taken; start a new Stream or Decoder from it"
-                if self._over
-                else "it has read nothing yet"
-            )
-            raise StateError(f"nothing can be decoded: {why}")
+        self._require_going_on()
+        if not self._unread:
+            raise StateError("nothing can be decoded: it has read nothing yet")
         self._make_room()
         rig = self._rig
         if self._recording:

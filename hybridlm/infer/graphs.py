@@ -169,7 +169,6 @@ def borrow(model: HybridLM, mark: Mark, state: ModelState, sampler: Sampler, sto
         _copy(state, rig.state)
     kept[:] = [one for one in kept if one is not rig and one.state.cursor is not state.cursor]  # memory has one owner
     state.spent = True
-    rig.clear(stop)
     return rig
 
 

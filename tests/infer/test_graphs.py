@@ -244,6 +244,27 @@ def test_a_decoder_steps_decodes_and_reads_on():
     assert_same_state(fresh, results[1][2])
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_decoder_begins_anew_in_the_same_memory(graph, log):
+    """Every trace of the first text is gone: state, tokens, draws, stops, what was seen."""
+    model, how = build("W{window: 4}MA"), {"sampler": Sampler(temperature=1.0, repetition_penalty=1.3), "stop": [5, 9]}
+    loop = Decoder(model, model.init_state(2, 64), seed=1, cuda_graph=graph, **how)
+    memory = {tensor.data_ptr() for leaf in leaves(loop._rig.state.layers) for tensor in leaf.tensors().values()}
+    for seed, lengths in ((1, [7, 7]), (4, [5, 5]), (4, [5, 5]), (1, [7, 7])):
+        loop.restart(seed)
+        ids = torch.stack(prompts_of(lengths, seed))
+        found = torch.cat([loop.read(ids)[:, None], loop.decode(20)], dim=1)
+        expected = Stream(model, ids, 21, seed=seed, cuda_graph=False, **how)
+        assert torch.equal(found, expected.rest()[:, : found.shape[1]])
+        assert torch.equal(loop.counts, expected.counts)
+    assert log.count("record") == 2 * graph  # a step; prompts of up to 16 tokens
+    state = loop.state
+    assert {tensor.data_ptr() for leaf in leaves(state.layers) for tensor in leaf.tensors().values()} == memory
+    for forbidden in (lambda: loop.restart(), lambda: loop.read(ids), lambda: loop.step()):
+        with pytest.raises(StateError, match="the state was taken"):
+            forbidden()
+
+
 def test_capacity_is_checked_before_each_step():
     for graph in (False, True):
         model = build("MA")

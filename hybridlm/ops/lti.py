@@ -18,6 +18,8 @@ from torch import Tensor
 from hybridlm.ops.chunks import bits
 from hybridlm.ops.long_conv import long_conv
 
+BYTES = 2**27  # of float64 that a state is handed over by at once: more channels are taken part by part
+
 
 # ------------------------------------------------------------------------------------------------------ complex numbers
 def as_complex(x: Tensor) -> Tensor:
@@ -89,6 +91,9 @@ def last_document(u: Tensor, h: Tensor, lengths: Tensor, document: Tensor | None
 class Stretch(Protocol):
     """A system over t tokens at once. States h are (d, b, N) in real coordinates."""
 
+    def channels(self, part: slice) -> "Stretch":
+        """Some of its channels."""
+
     def kernel(self) -> Tensor:
         """K_i = C Abar^i Bbar for i < t at least: (d, t or more)."""
 
@@ -139,15 +144,26 @@ def many_tokens(
     x: Tensor, system: System, D: Tensor, state: Tensor | None, lengths: Tensor | None, document: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """x (b, t, d): the convolution; a state adds its response, and its successor comes from powers of Abar."""
-    b, t, _ = x.shape
+    b, t, d = x.shape
     stretch = system.over(t, handover=state is not None)
     y = long_conv(x, stretch.kernel(), D, document=document)
     if state is None:
         return y, None
-    h = rearrange(state.double(), "b d n two -> d b (n two)")
-    added = stretch.response(h)[:, :t].to(x.dtype)
-    y = y + (added if document is None else torch.where((document == 0)[..., None], added, 0))
     lengths = torch.full((b,), t, device=x.device) if lengths is None else lengths
+    size = max(1, BYTES // (8 * b * t))
+    parts = [slice(first, min(first + size, d)) for first in range(0, d, size)]
+    pieces = [hand_over(x[..., part], stretch.channels(part), state[:, part], lengths, document) for part in parts]
+    added, after = zip(*pieces, strict=True)
+    return y + torch.cat(added, dim=-1), torch.cat(after, dim=1)
+
+
+def hand_over(
+    x: Tensor, stretch: Stretch, state: Tensor, lengths: Tensor, document: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """x (b, t, d), state (b, d, n, 2) -> what the state adds to the output, and the one after each row's last token."""
+    h = rearrange(state.double(), "b d n two -> d b (n two)")
+    added = stretch.response(h)[:, : x.shape[1]].to(x.dtype)
+    added = added if document is None else torch.where((document == 0)[..., None], added, 0)
     u, h = last_document(x, h, lengths, document)
     h = stretch.forced(u) + stretch.free(lengths, h)
-    return y, rearrange(h, "d b (n two) -> b d n two", two=2)
+    return added, rearrange(h, "d b (n two) -> b d n two", two=2)

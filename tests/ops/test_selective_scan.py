@@ -234,7 +234,7 @@ from hybridlm.ops.selective_scan import selective_scan
 
 torch.manual_seed(0)
 for gradients in (False, True):
-    args = [torch.randn(2, 20, 5), torch.rand(2, 20, 5), -torch.rand(5, 4), *torch.randn(2, 2, 20, 4)]
+    args = [torch.randn(2, 3, 5), torch.rand(2, 3, 5), -torch.rand(5, 4), *torch.randn(2, 2, 3, 4)]
     args = [v.requires_grad_(gradients) for v in (*args, torch.randn(5))]
     found = torch.compile(lambda *args: selective_scan(*args), fullgraph=True, backend="aot_eager")(*args)
     for one, two in zip(found, selective_scan(*args), strict=True):

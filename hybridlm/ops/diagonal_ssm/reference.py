@@ -83,6 +83,10 @@ class Stretch(NamedTuple):
     E: list[Tensor]
     blocks: Blocks
 
+    def channels(self, part: slice) -> "Stretch":
+        """Some of its channels."""
+        return Stretch(System(*(v[part] for v in self.system)), [power[part] for power in self.E], self.blocks)
+
     def kernel(self) -> Tensor:
         """K_i = C Abar^i Bbar for all i: (d, count size) float64."""
         s, blocks = self.system, self.blocks

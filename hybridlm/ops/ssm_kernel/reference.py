@@ -159,6 +159,12 @@ class Stretch(NamedTuple):
     discrete: Discrete
     blocks: Blocks
 
+    def channels(self, part: slice) -> "Stretch":
+        """Some of its channels."""
+        B, C, E = self.discrete
+        discrete = Discrete(B[part], C[part], [power[part] for power in E])
+        return Stretch(System(*(v[part] for v in self.continuous)), discrete, self.blocks)
+
     def kernel(self) -> Tensor:
         """K_i = C Abar^i Bbar for all i: (d, count size) float64.
 

@@ -61,10 +61,9 @@ def backward(dy, dlast, x, dt, A, B, C, D, state, document, tuning: Tuning) -> t
     before, _ = states(x, B, cuts, _dense(state), s, tuning)
     after, dstate, inner = adjoints(dy, C, cuts, _dense(dlast), before, s, tuning)
     dx = read(dy, B, C, D, document, cuts, after, True, s, tuning)
-    blocks = 1 if tuning.fine else max(1, s.size // tuning.columns)
-    sums = torch.zeros(2, blocks + 1, s.b, s.h, s.chunks * s.size, dtype=torch.float32, device=x.device)
-    dC = _meet(dy, x, C, B, document, cuts, before, sums, False, s, tuning)
-    dB, dD = _meet(x, dy, B, C, document, cuts, after, sums, True, s, tuning)  # after dC, see `fine`
+    sums = torch.empty(2, 2, s.b, s.h, s.chunks * s.size, dtype=torch.float32, device=x.device)
+    dC, dD = _meet(dy, x, C, B, document, cuts, before, sums, False, s, tuning)
+    dB = _meet(x, dy, B, C, document, cuts, after, sums, True, s, tuning)  # after dC, see `fine`
     ddt, dA = _of_steps(A, document, cuts, sums, inner, s, tuning.fine)
     dD = dD.to(A.dtype if D is None else D.dtype)
     dstate = dstate if state is None else dstate.to(state.dtype)
@@ -77,24 +76,23 @@ def _dense(state: Tensor | None) -> Tensor | None:
 
 # ---------------------------------------------------------------------------------------------------------------- pairs
 def _meet(v, others_v, k, others_k, document, steps, states, sums, back: bool, s: Sizes, tuning: Tuning):
-    """dC of v = dy, others_v = x, k = C, others_k = B and the states before the chunks; or, back, dB and dD of x, dy,
-    B, C and the adjoints. Into `sums` (back, parts, b, h, chunks * size) dy_i . y_i or x_j . u_j, without D: from each
-    block of columns of the chunk, and last from outside the chunk.
+    """dC of v = dy, others_v = x, k = C, others_k = B and the states before the chunks, and dD; or, back, dB of x, dy,
+    B, C and the adjoints. Into `sums` (back, 2, b, h, chunks * size) dy_i . y_i or x_j . u_j, without D: what comes
+    from inside the chunk, and from outside.
     """
-    rows, columns = (s.size, s.size) if tuning.fine else (min(tuning.rows, s.size), min(tuning.columns, s.size))
     shares = triton.cdiv(s.h // s.g, tuning.back_heads)
     out = torch.empty(shares, *k.shape, dtype=k.dtype if shares == 1 else torch.float32, device=k.device)
-    dD = torch.empty(s.b, s.chunks * s.size // rows, s.h, dtype=torch.float32, device=k.device)
+    dD = torch.empty(s.b, s.chunks, s.h, dtype=torch.float32, device=k.device)
     packed = document is not None
-    _meet_kernel[(s.b * s.chunks * (s.size // rows) * s.g * shares,)](
+    _meet_kernel[(s.b * s.chunks * s.g * shares,)](
         *rows_of(v), *rows_of(others_v), *rows_of(k), *rows_of(others_k), document if packed else v,
         *(document.stride() if packed else (0, 0)), steps, states, out, dD, sums[int(back)], sums[0, 0],
         s.t, s.h, s.p, s.n, s.g, s.chunks, steps[0].numel(), out[0].numel(),
-        s.size, rows, columns, *s.padded, tuning.back_heads, packed, back, tuning.fine,
-        **launched(tuning.back),
+        s.size, *s.padded, tuning.back_heads, packed, back, tuning.fine,
+        **launched(tuning.meet),
     )  # fmt: skip
     out = out[0] if shares == 1 else out.sum(0).to(k.dtype)
-    return (out, dD.sum((0, 1))) if back else out
+    return out if back else (out, dD.sum((0, 1)))
 
 
 @triton.jit
@@ -103,48 +101,40 @@ def _meet_kernel(
     k, k_b, k_t: tl.constexpr, k_g: tl.constexpr, u, u_b, u_t: tl.constexpr, u_g: tl.constexpr,
     document, document_b, document_t, steps, states, out, dD, sums, across,
     t, h: tl.constexpr, p: tl.constexpr, n: tl.constexpr, g: tl.constexpr, chunks, plane, part,
-    SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-    HEADS: tl.constexpr, PACKED: tl.constexpr, BACK: tl.constexpr, FINE: tl.constexpr,
+    SIZE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
+    PACKED: tl.constexpr, BACK: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
-    row, z, block, group, share, first, end = place(chunks, g, h // g, SIZE // ROWS, HEADS)
+    row, z, group, share, first, end = place(chunks, g, h // g, HEADS)
     start, tokens = z * SIZE, (t - z * SIZE).to(tl.int32)
-    i, q, m = block * ROWS + tl.arange(0, ROWS), tl.arange(0, P), tl.arange(0, N)
+    i, q, m = tl.arange(0, SIZE), tl.arange(0, P), tl.arange(0, N)
     key = tile(k + row * k_b + start * k_t + group * k_g, i, k_t, m, tokens, n)
     u += row * u_b + start * u_t + group * u_g
     document += row * document_b + start * document_t
+    later, earlier = (i[None, :], i[:, None]) if BACK else (i[:, None], i[None, :])
+    scores = tl.dot(key, turned(u, i, u_t, m, tokens, n), input_precision="tf32x3")
+    scores = visible(scores, document, document_t, later, earlier, tokens, PACKED)
     v, w = v + row * v_b + start * v_t, w + row * w_b + start * w_t
-    cuts = (row * h * chunks + z) * SIZE  # of head 0; the next is chunks * SIZE on
-    dkey = tl.zeros((ROWS, N), tl.float32)
+    pairs, dkey = tl.zeros((SIZE, SIZE), tl.float32), tl.zeros((SIZE, N), tl.float32)
     for head in range(first, end):
-        cut = cuts + head * chunks * SIZE
+        cut = (row * h + head) * chunks * SIZE + start
         S = tile(states + ((row * h + head) * chunks + z) * p * n, q, n, m, p, n)
-        value = tile(v + head * v_h, i, v_t, q, tokens, p)
+        value, other = tile(v + head * v_h, i, v_t, q, tokens, p), tile(w + head * w_h, i, w_t, q, tokens, p)
         dkey, y = _outside(dkey, key, value, S, steps + cut + i, plane, BACK)
-        tl.store(sums + SIZE // COLUMNS * plane + cut + i, y)
-        if BACK:
-            here = tl.sum(tl.sum(value * tile(w + head * w_h, i, w_t, q, tokens, p).to(tl.float32), 1), 0)
-            tl.store(dD + ((row * chunks + z) * (SIZE // ROWS) + block) * h + head, here)
-    low, high = (block * ROWS // COLUMNS, SIZE // COLUMNS) if BACK else (0, (block * ROWS + ROWS - 1) // COLUMNS + 1)
-    for columns in range(low, high):
-        j = columns * COLUMNS + tl.arange(0, COLUMNS)
-        later, earlier = (j[None, :], i[:, None]) if BACK else (i[:, None], j[None, :])
-        scores = tl.dot(key, turned(u, j, u_t, m, tokens, n), input_precision="ieee")
-        scores = visible(scores, document, document_t, later, earlier, tokens, PACKED)
-        pairs = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for head in range(first, end):
-            cut = cuts + head * chunks * SIZE
-            value, other = tile(v + head * v_h, i, v_t, q, tokens, p), tile(w + head * w_h, j, w_t, q, tokens, p)
-            met = tl.dot(value, tl.trans(other), input_precision="ieee")
-            met *= decay_mask(steps + cut, plane, later, earlier, FINE)
-            step = tl.load(steps + cut + earlier)
-            met = met if BACK else met * step
-            tl.store(sums + columns * plane + cut + i, tl.sum(met * scores, 1))
-            met = met * step if BACK else met
-            if FINE and BACK:
-                tl.store(across + cut + j, _across(met * scores, later, earlier))
-            pairs += met
-        pairs = visible(pairs, document, document_t, later, earlier, tokens, PACKED)
-        dkey = tl.dot(pairs.to(key.dtype), tile(u, j, u_t, m, tokens, n), dkey, input_precision="ieee")
+        tl.store(sums + plane + cut + i, y)
+        met = tl.dot(value, tl.trans(other), input_precision="tf32x3")
+        met *= decay_mask(steps + cut, plane, later, earlier, FINE)
+        if not BACK:
+            here = tl.sum(tl.where(later == earlier, met, 0.0), 1)
+            tl.store(dD + (row * chunks + z) * h + head, tl.sum(here, 0))
+        step = tl.load(steps + cut + earlier)
+        met = met if BACK else met * step
+        tl.store(sums + cut + i, tl.sum(met * scores, 1))
+        met = met * step if BACK else met
+        if FINE and BACK:
+            tl.store(across + cut + i, _across(met * scores, later, earlier))
+        pairs += met
+    pairs = visible(pairs, document, document_t, later, earlier, tokens, PACKED)
+    dkey = tl.dot(pairs.to(key.dtype), tile(u, i, u_t, m, tokens, n), dkey, input_precision="tf32x3")
     out += share * part + ((row * t + start) * g + group) * n
     inside = (i < tokens)[:, None] & (m < n)[None, :]
     tl.store(out + i[:, None] * g * n + m[None, :], dkey.to(out.dtype.element_ty), inside)
@@ -154,9 +144,9 @@ def _meet_kernel(
 def _outside(dkey, key, value, S, steps, plane, BACK: tl.constexpr):
     """dkey and what of a row's y comes from the state, times value."""
     weight = tl.load(steps + (4 * plane if BACK else 3 * plane))[:, None]
-    y = tl.dot(key, tl.trans(S), input_precision="ieee") * weight
+    y = tl.dot(key, tl.trans(S), input_precision="tf32x3") * weight
     weight = weight * tl.load(steps)[:, None] if BACK else weight
-    return tl.dot((value * weight).to(S.dtype), S, dkey, input_precision="ieee"), tl.sum(y * value, 1)
+    return tl.dot((value * weight).to(S.dtype), S, dkey, input_precision="tf32x3"), tl.sum(y * value, 1)
 
 
 @triton.jit
@@ -173,7 +163,7 @@ def _of_steps(A, document, steps, sums, inner, s: Sizes, fine: bool) -> tuple[Te
     packed = document is not None
     _steps_kernel[(s.b * s.h * s.chunks,)](
         A, document if packed else A, *(document.stride() if packed else (0, 0)), steps, sums, inner, ddt, dA,
-        s.t, s.h, s.chunks, steps[0].numel(), inner.shape[3], s.size, sums.shape[1] - 1, packed, fine, num_warps=4,
+        s.t, s.h, s.chunks, steps[0].numel(), inner.shape[3], s.size, packed, fine, num_warps=1,
     )  # fmt: skip
     return ddt, dA.sum(0)
 
@@ -181,41 +171,35 @@ def _of_steps(A, document, steps, sums, inner, s: Sizes, fine: bool) -> tuple[Te
 @triton.jit
 def _steps_kernel(
     A, document, document_b, document_t, steps, sums, inner, ddt, dA, t, h, chunks, plane,
-    PARTS: tl.constexpr, SIZE: tl.constexpr, BLOCKS: tl.constexpr, PACKED: tl.constexpr, FINE: tl.constexpr,
+    PARTS: tl.constexpr, SIZE: tl.constexpr, PACKED: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     row, head, z = pid // chunks // h, pid // chunks % h, pid % chunks
-    at, s, cut = tl.arange(0, SIZE), tl.arange(0, SIZE)[None, :], pid * SIZE
-    columns = sums + (BLOCKS + 1) * plane
-    ends = tl.load(sums + BLOCKS * plane + cut + s)
-    if not FINE:
-        ends += _total(sums + cut + s, plane, BLOCKS) - tl.load(steps + cut + s) * _total(
-            columns + cut + s, plane, BLOCKS
-        )
-    begins = tl.load(steps + cut + s) * tl.load(columns + BLOCKS * plane + cut + s)
-    through = tl.sum(tl.load(inner + pid * PARTS + tl.arange(0, PARTS)), 0)
-    if FINE:
-        through += tl.load(sums + cut + at)
-    passes = tl.where(s >= at[:, None], ends, begins)
+    at = tl.arange(0, SIZE)
+    i, cut = z * SIZE + at, pid * SIZE + at
+    step, within, before = tl.load(steps + cut), tl.load(sums + cut), tl.load(sums + plane + cut)
+    later, after = tl.load(sums + 2 * plane + cut), tl.load(sums + 3 * plane + cut)
+    ends = before if FINE else before + within - step * later
+    begins = tl.load(steps + cut - 1, at > 0, 0.0) * tl.load(sums + 3 * plane + cut - 1, at > 0, 0.0)  # up to t - 1
+    begun, over = at < 0, at < 0
     if PACKED:
         document += row * document_b
-        here, there = tl.minimum(z * SIZE + at, t - 1), tl.minimum(z * SIZE + s, t - 1)
-        mine = tl.load(document + here * document_t)
-        passes = tl.where(mine[:, None] == tl.load(document + there * document_t), passes, 0.0)
-        goes_on = mine == tl.load(document + (here - 1) * document_t, here > 0, 0)
-        da = tl.where(goes_on, tl.sum(passes, 1) + through, 0.0)
-    else:
-        da = tl.sum(passes, 1) + through
-    rate, step = tl.load(A + head).to(tl.float32), tl.load(steps + cut + at)
-    direct = _total(columns + cut + at, plane, BLOCKS + 1)
-    inside = z * SIZE + at < t
-    tl.store(ddt + (row * t + z * SIZE + at) * h + head, direct + rate * da, inside)
+        mine = tl.load(document + tl.minimum(i, t - 1) * document_t)
+        begun = mine != tl.load(document + (tl.minimum(i, t - 1) - 1) * document_t, i > 0, 0)
+        over = mine != tl.load(document + tl.minimum(i + 1, t - 1) * document_t)
+    da = tl.sum(tl.load(inner + pid * PARTS + tl.arange(0, PARTS)), 0) + (within if FINE else 0.0)
+    da += _sums(ends, over, True) + _sums(tl.where(begun, 0.0, begins), begun, False)
+    da = tl.where(begun, 0.0, da)
+    tl.store(ddt + (row * t + i) * h + head, later + after + tl.load(A + head).to(tl.float32) * da, i < t)
     tl.store(dA + (row * chunks + z) * h + head, tl.sum(step * da, 0))
 
 
 @triton.jit
-def _total(v, stride, count):
-    total = tl.load(v)
-    for index in range(1, count):
-        total += tl.load(v + index * stride)
-    return total
+def _sums(v, fresh, BACK: tl.constexpr):
+    """Running sums, from the right if BACK, each begun anew where it is fresh."""
+    return tl.associative_scan((v, fresh.to(tl.int32)), 0, _add, reverse=BACK)[0]
+
+
+@triton.jit
+def _add(one, one_fresh, other, other_fresh):
+    return tl.where(other_fresh > 0, other, one + other), one_fresh | other_fresh

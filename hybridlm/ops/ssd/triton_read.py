@@ -16,14 +16,13 @@ from hybridlm.ops.ssd.triton_states import Sizes, Tuning, decay_mask, launched, 
 def read(v, mine, others, D, document, steps, states, back: bool, s: Sizes, tuning: Tuning) -> Tensor:
     """y of v = x, mine = C, others = B and the states before the chunks; or, back, dx of dy, B, C and the adjoints."""
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    r, rows = s.h // s.g, min(tuning.rows, s.size)
-    programs = s.b * s.chunks * (s.size // rows) * s.g * triton.cdiv(r, tuning.heads)
+    programs = s.b * s.chunks * s.g * triton.cdiv(s.h // s.g, tuning.heads)
     packed, skip = document is not None, D is not None
     _read_kernel[(programs,)](
         *rows_of(v), *rows_of(mine), *rows_of(others), D if skip else v, document if packed else v,
         *(document.stride() if packed else (0, 0)), steps, states, out,
         s.t, s.h, s.p, s.n, s.g, s.chunks, steps[0].numel(),
-        s.size, rows, *s.padded, tuning.heads, packed, skip, back, tuning.fine, **launched(tuning.outputs),
+        s.size, *s.padded, tuning.heads, packed, skip, back, tuning.fine, **launched(tuning.read),
     )  # fmt: skip
     return out
 
@@ -33,33 +32,33 @@ def _read_kernel(
     v, v_b, v_t: tl.constexpr, v_h: tl.constexpr, mine, mine_b, mine_t: tl.constexpr, mine_g: tl.constexpr,
     others, others_b, others_t: tl.constexpr, others_g: tl.constexpr, D, document, document_b, document_t,
     steps, states, out, t, h: tl.constexpr, p: tl.constexpr, n: tl.constexpr, g: tl.constexpr, chunks, plane,
-    SIZE: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
+    SIZE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
     PACKED: tl.constexpr, SKIP: tl.constexpr, BACK: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
-    row, z, block, group, _, first, end = place(chunks, g, h // g, SIZE // ROWS, HEADS)
+    row, z, group, _, first, end = place(chunks, g, h // g, HEADS)
     start = z * SIZE
-    i, j, q, m = block * ROWS + tl.arange(0, ROWS), tl.arange(0, SIZE), tl.arange(0, P), tl.arange(0, N)
+    i, q, m = tl.arange(0, SIZE), tl.arange(0, P), tl.arange(0, N)
     tokens = (t - start).to(tl.int32)
     key = tile(mine + row * mine_b + start * mine_t + group * mine_g, i, mine_t, m, tokens, n)
-    others += row * others_b + start * others_t + group * others_g
-    scores = tl.dot(key, turned(others, j, others_t, m, tokens, n), input_precision="ieee")
+    other = turned(others + row * others_b + start * others_t + group * others_g, i, others_t, m, tokens, n)
+    scores = tl.dot(key, other, input_precision="tf32x3")
     document += row * document_b + start * document_t
-    later, earlier = (j[None, :], i[:, None]) if BACK else (i[:, None], j[None, :])
+    later, earlier = (i[None, :], i[:, None]) if BACK else (i[:, None], i[None, :])
     scores = visible(scores, document, document_t, later, earlier, tokens, PACKED)
     v += row * v_b + start * v_t
     out += (row * t + start) * h * p
     for head in range(first, end):
         cut = steps + (row * h + head) * chunks * SIZE + start
         S = turned(states + ((row * h + head) * chunks + z) * p * n, q, n, m, p, n)
-        value = tile(v + head * v_h, j, v_t, q, tokens, p)
+        value = tile(v + head * v_h, i, v_t, q, tokens, p)
         weighted = scores * decay_mask(cut, plane, later, earlier, FINE)
         if not BACK:
-            weighted *= tl.load(cut + j)[None, :]
-        y = tl.dot(key, S, input_precision="ieee") * tl.load(cut + (4 * plane if BACK else 3 * plane) + i)[:, None]
-        y = tl.dot(weighted.to(value.dtype), value, y, input_precision="ieee")
+            weighted *= tl.load(cut + i)[None, :]
+        y = tl.dot(key, S, input_precision="tf32x3") * tl.load(cut + (4 * plane if BACK else 3 * plane) + i)[:, None]
+        y = tl.dot(weighted.to(value.dtype), value, y, input_precision="tf32x3")
         if BACK:
             y *= tl.load(cut + i)[:, None]
         if SKIP:
-            y += tl.load(D + head).to(tl.float32) * tile(v + head * v_h, i, v_t, q, tokens, p)
+            y += tl.load(D + head).to(tl.float32) * value
         inside = (i < tokens)[:, None] & (q < p)[None, :]
         tl.store(out + i[:, None] * h * p + head * p + q[None, :], y.to(out.dtype.element_ty), inside)

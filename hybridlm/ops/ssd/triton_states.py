@@ -20,21 +20,20 @@ from torch import Tensor
 class Tuning(NamedTuple):
     """How the kernels are cut; changes speed, not results. Tuples are (warps, stages) and, if limited, registers.
 
-    chunk: tokens between states that are stored. width: columns of the state in one program of the walk.
-    rows: tokens of a chunk that one program computes. heads: how many it computes in turn, sharing C B^T.
-    columns: tokens of a chunk that the gradients of B and C meet at a time.
-    fine: decays to the last digit of float32.
+    chunk: tokens that are computed as attention. fused: one walk computes y, and stores no states.
+    width: columns of the state in one program of a walk. heads, back_heads: how many one program computes in turn, that
+    share C B^T. fine: decays to the last digit of float32.
     """
 
-    chunk: int = 128
-    width: int = 64
+    chunk: int = 64
+    fused: bool = False
+    scan: tuple[int, ...] = (4, 2)
+    width: int = 128
     walk: tuple[int, ...] = (4, 3)
-    rows: int = 64
-    heads: int = 8
-    outputs: tuple[int, ...] = (4, 2)
-    columns: int = 64
-    back_heads: int = 8
-    back: tuple[int, ...] = (4, 2)
+    heads: int = 32
+    read: tuple[int, ...] = (4, 3)
+    back_heads: int = 32
+    meet: tuple[int, ...] = (4, 2)
     fine: bool = False
 
 
@@ -66,11 +65,23 @@ class Sizes(NamedTuple):
 
 def tuning(x: Tensor, B: Tensor) -> Tuning:
     """How calls of this dtype and size are cut."""
-    if x.dtype == torch.float32:  # without tensor cores: what fits in registers counts
-        return Tuning(32, 32, (4, 1), 32, 4, (4, 1), 32, 4, (4, 1), fine=True)
-    if x.shape[3] * B.shape[3] > 64 * 128:
-        return Tuning(64, 64, (4, 2), 64, 4, (4, 1), 64, 4, (8, 1))
-    return Tuning()
+    b, t, h, p = x.shape
+    g, n = B.shape[2:]
+    if x.dtype == torch.float32:
+        return Tuning(32, False, (4, 1), 32, (4, 1), 4, (8, 1), 4, (8, 1), fine=True)
+    if p * n > 64 * 128:
+        return Tuning(64, False, (4, 1), 64, (4, 2), 4, (4, 1), 4, (8, 1))
+    heads = _heads(b * triton.cdiv(t, 64) * g, h // g)
+    width = next((w for w in (128, 64) if b * h * n >= MANY * w), 32)
+    return Tuning(fused=b * h >= MANY, width=width, heads=heads, back_heads=heads)
+
+
+MANY = 200  # programs that keep a GPU busy
+
+
+def _heads(chunks: int, r: int) -> int:
+    """As many heads a program as leave enough programs."""
+    return next((heads for heads in (32, 16, 8, 4) if heads <= r and chunks * triton.cdiv(r, heads) >= MANY), min(r, 4))
 
 
 def sizes(x: Tensor, B: Tensor, size: int) -> Sizes:
@@ -150,14 +161,13 @@ def visible(v, document, document_t, i, j, tokens, PACKED: tl.constexpr):
 
 
 @triton.jit
-def place(chunks, g: tl.constexpr, r: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr):
-    """What a program computes: (row, chunk, block of rows in it, group, share, first head and the end of them)."""
+def place(chunks, g: tl.constexpr, r: tl.constexpr, HEADS: tl.constexpr):
+    """What a program computes: (row, chunk, group, share of its heads, the first of them and their end)."""
     pid, shares = tl.program_id(0).to(tl.int64), tl.cdiv(r, HEADS)
     share, pid = pid % shares, pid // shares
     group, pid = pid % g, pid // g
-    block, pid = (pid % BLOCKS).to(tl.int32), pid // BLOCKS
     first = group * r + share * HEADS
-    return pid // chunks, pid % chunks, block, group, share, first, tl.minimum(first + HEADS, group * r + r)
+    return pid // chunks, pid % chunks, group, share, first, tl.minimum(first + HEADS, group * r + r)
 
 
 @triton.jit
@@ -246,4 +256,4 @@ def _add_chunk(
     there = start + at < t
     v = tl.load(v + start * v_t + at[None, :] * v_t + i, there[None, :] & (i < p), 0.0)
     k = tl.load(k + start * k_t + at[:, None] * k_t + j, there[:, None] & (j < n), 0.0)
-    return tl.dot((v * weight[None, :]).to(k.dtype), k, S, input_precision="ieee")
+    return tl.dot((v * weight[None, :]).to(k.dtype), k, S, input_precision="tf32x3")

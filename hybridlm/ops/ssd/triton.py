@@ -12,6 +12,7 @@ from torch import Tensor
 from hybridlm.ops.backend import INTERPRETING, triton_lacks
 from hybridlm.ops.ssd import triton_backward
 from hybridlm.ops.ssd.triton_read import read
+from hybridlm.ops.ssd.triton_scan import scan
 from hybridlm.ops.ssd.triton_states import Tuning, sizes, states, steps, tuning
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -73,5 +74,7 @@ def forward(x, dt, A, B, C, D, state, document, tuning: Tuning) -> tuple[Tensor,
     s = sizes(x, B, tuning.chunk)
     state = None if state is None else state.float().contiguous()
     cuts = steps(dt, A, document, s)
+    if tuning.fused:
+        return scan(x, B, C, D, document, cuts, state, s, tuning)
     before, last = states(x, B, cuts, state, s, tuning)
     return read(x, C, B, D, document, cuts, before, False, s, tuning), last

@@ -61,11 +61,26 @@ def generator(model: hl.HybridLM, path: str, room: int) -> tuple[Callable[[Tenso
 
 
 def reader(model: hl.HybridLM, path: str) -> tuple[Callable[[Tensor], Tensor], str]:
-    """ids -> logits of what comes after them, or tokens, with the state filled; and the label."""
+    """ids -> what comes after them with the state filled: logits, or tokens from a graph; and the label.
+
+    Prompts of more than PROMPT tokens are launched, as `generate` does; the others replayed in the same memory.
+    """
     if path == "eager":
         return lambda ids: read_eagerly(model, ids), "eager"
-    generate, label = generator(model, path, 2)
-    return lambda ids: generate(ids, 1), label.replace("CUDA graph", f"CUDA graph up to {PROMPT:,} tokens")
+    label, held = compiled(model) if path == "compile" else "", {}
+    if not model.embed.weight.is_cuda and path == "compile":
+        return lambda ids: read_eagerly(model, ids), label
+
+    def read(ids: Tensor) -> Tensor:
+        if ids.numel() > PROMPT:
+            return read_eagerly(model, ids)
+        if ids.shape not in held:
+            held.clear()
+            held[ids.shape] = Decoder(model, model.init_state(len(ids), ids.shape[1] + 1), cuda_graph=True)
+        held[ids.shape].restart()
+        return held[ids.shape].read(ids)
+
+    return read, ", ".join(filter(None, [label, f"CUDA graph up to {PROMPT:,} tokens"]))
 
 
 def read_eagerly(model: hl.HybridLM, ids: Tensor) -> Tensor:

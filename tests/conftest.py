@@ -36,10 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test file imports hybridlm. HYBRIDLM_CHECK_SHAPES=0 turns the shape checks off, for torch.compile."""
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
     if os.environ.get("HYBRIDLM_CHECK_SHAPES", "1") != "0":
+        import shape_checks
         from jaxtyping import install_import_hook
 
         _hook.enter_context(install_import_hook(CHECKED, "shape_checks.typechecked"))
         sys.meta_path.insert(0, _Kernels)
+        shape_checks.pass_the_compiler()
     torch.set_num_threads(1)
 
 
@@ -49,14 +51,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def compiler():
-    """torch.compile can trace hybridlm, which it cannot while shapes are checked, and has compiled nothing yet."""
-    from jaxtyping import config
-
-    config.update("jaxtyping_disable", True)
+    """Statistics of torch.compile, which has compiled nothing yet."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    yield torch._dynamo.utils.counters["stats"]
-    config.update("jaxtyping_disable", False)
+    return torch._dynamo.utils.counters["stats"]
 
 
 @pytest.fixture(autouse=True)

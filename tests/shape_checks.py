@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from beartype import beartype
 from jaxtyping import AbstractArray
+from torch.compiler import is_compiling
 
 
 def typechecked(function: Callable) -> Callable:
@@ -37,3 +38,14 @@ def _annotated(function: types.FunctionType, annotations: dict[str, Any]) -> typ
     copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
     copy.__annotations__ = annotations
     return copy
+
+
+def pass_the_compiler() -> None:
+    """Check nothing while torch.compile traces, as it cannot trace the checks."""
+    from jaxtyping import config
+
+    from hybridlm.state import LayerState
+
+    LayerState.__no_type_check__ = True  # states say no shapes, and are made while tracing
+    off = property(lambda self: is_compiling(), lambda self, value: None)
+    config.__class__ = type("Config", (type(config),), {"jaxtyping_disable": off})

@@ -15,7 +15,7 @@ plausible. Each law exists because a well-known project broke it. Every comparis
 from __future__ import annotations
 
 from hybridlm.testing.check import assert_laws, check_mixer, check_model, prove, require, violations
-from hybridlm.testing.laws import LAWS, Law, batch, house, kernels, learning, memory, models, sequence  # noqa: F401 - each enters its laws
+from hybridlm.testing.laws import LAWS, Law, batch, compiled, house, kernels, learning, memory, models, sequence  # noqa: F401 - each enters its laws
 from hybridlm.testing.report import report
 from hybridlm.testing.result import Result
 from hybridlm.testing.subject import Solo, Subject

@@ -282,3 +282,30 @@ class ScanFlopsMiscounted(Toy):
         return Toy.cost(config, d_model) + Cost(
             0, lambda tokens, past: Flops(matmul=0.0 if tokens == 1 else 4e4 * tokens)
         )
+
+
+# ----------------------------------------------------------------------------------------- compiled, and computed again
+@seeded("C20")
+class LooksAtANumber(Toy):
+    """Which torch.compile cannot."""
+
+    def project(self, y):
+        return super().project(y if y.detach().abs().max() < 1e30 else 2 * y)
+
+
+@seeded("C20")
+class CompiledForEveryLength(Toy):
+    def project(self, y):
+        for _ in range(y.shape[1]):
+            y = y + 0
+        return super().project(y)
+
+
+@seeded("C20")
+class RandomNumbersOfItsOwn(Toy):
+    """Which activation checkpointing does not set back."""
+
+    def project(self, y):
+        self.generator = getattr(self, "generator", None) or torch.Generator().manual_seed(0)
+        noise = 1e-9 * torch.randn(y.shape, generator=self.generator)
+        return super().project(y * (1 + noise))

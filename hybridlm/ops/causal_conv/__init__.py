@@ -5,7 +5,7 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked
+from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked, triton_lacks
 from hybridlm.ops.causal_conv import reference, vendor
 from hybridlm.ops.decoding import step_lacks
 
@@ -32,11 +32,23 @@ def causal_conv1d(
     in_place: the memory of `state` may be written over, and is then what is returned; for calls without gradients.
     Computed in at least float32; y has the dtype of x, the state that of `state`. t >= 1, k >= 1.
     """
-    step = kernels("hybridlm.ops.causal_conv.triton_step")
-    lacks = step_lacks(x, state, weight, bias, document=document, in_place=in_place)
+    step = step_lacks(x, state, weight, bias, document=document, in_place=in_place) is None
     offers = {
-        "triton": Offer(step and step.causal_conv1d, lacks, triton_asked(x)),
         "vendor": Offer(vendor.causal_conv1d, lambda: vendor.lacks(x, weight, state)),
+        "triton": _step(x) if step else _walk(x, weight),
         "reference": reference.causal_conv1d,
     }
     return resolve("causal_conv1d", backend, offers)(x, weight, bias, state, lengths, document, activation)
+
+
+def _step(x: Tensor) -> Offer:
+    """The kernel of decoding, for a call that it can take."""
+    return Offer(kernels("hybridlm.ops.causal_conv.triton_step").causal_conv1d, asked=triton_asked(x))
+
+
+def _walk(x: Tensor, weight: Tensor) -> Offer:
+    """The kernels for many tokens."""
+    walk = kernels("hybridlm.ops.causal_conv.triton")
+    if walk is None:
+        return Offer(None, triton_lacks(x))
+    return Offer(walk.causal_conv1d, walk.lacks(x, weight), triton_asked(x))

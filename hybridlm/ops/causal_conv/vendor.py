@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.ops.backend import found, missing
-from hybridlm.ops.causal_conv.reference import last_inputs
+from hybridlm.ops.causal_conv.around import around
 
 FUNCTIONS = "causal_conv1d.cpp_functions"
 EVEN = 8  # channels that it loads at a time
@@ -35,34 +35,8 @@ def lacks(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
     return "causal_conv1d counts in 32 bits, and these are too many numbers" if many >= 2**31 else None
 
 
-def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    document: Tensor | None,
-    activation: str | None,
-) -> tuple[Tensor, Tensor]:
-    if lengths is not None:
-        valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
-        x = torch.where(valid[..., None], x, 0)
-    before = None if state is None else state.transpose(1, 2)
-    last = _last(x, before, weight.shape[-1] - 1, lengths, document)
-    if document is not None:
-        before = before if before is None else torch.where((document[:, 0] == 0)[:, None, None], before, 0)
-        document = document.to(torch.int32)
-    bias = bias if bias is None else bias.to(weight.dtype)
-    return _conv(x, weight.squeeze(1), bias, before, document, activation == "silu"), last
-
-
-def _last(x: Tensor, before: Tensor | None, count: int, lengths: Tensor | None, document: Tensor | None) -> Tensor:
-    """The last inputs of every row, before (b, count, c) among them where the row is short."""
-    if lengths is None:  # then they are at the end, and the rest of x need not be touched
-        x, document = x[:, -count:], document if document is None else document[:, -count:]
-    before = x.new_zeros(x.shape[0], count, x.shape[2]) if before is None else before
-    owner = None if document is None else torch.nn.functional.pad(document, (count, 0))
-    return last_inputs(torch.cat([before, x], dim=1), count, lengths, owner)
+def causal_conv1d(x: Tensor, *rest) -> tuple[Tensor, Tensor]:
+    return around(_conv, x, *rest)
 
 
 @torch.library.custom_op("hybridlm::causal_conv1d", mutates_args=())

@@ -15,6 +15,8 @@ from torch import Tensor
 def fold(v: Tensor, size: int) -> Tensor:
     """(b, t, ...) -> (b, z, size, ...), the last chunk filled up with zeros."""
     missing = -v.shape[1] % size
+    if not missing:
+        return v.unflatten(1, (-1, size))
     fill = v.new_zeros(v.shape[0], missing, *v.shape[2:])
     return rearrange(torch.cat([v, fill], dim=1), "b (z c) ... -> b z c ...", c=size)
 

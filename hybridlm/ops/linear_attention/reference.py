@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hybridlm.ops.chunks import decays, fold, forget_between, pass_on
 from hybridlm.ops.linear_attention import channel
+from hybridlm.ops.linear_attention.by_chunk import ByChunk, takes
 
 
 def linear_attention(
@@ -57,6 +58,9 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor, chunk: i
     """Many tokens. The last chunk is filled up with zeros, which hold the state."""
     t = v.shape[1]
     q, k, v, decay = (fold(x, min(chunk, t)) for x in (q, k, v, decay))
+    if takes(q, k, v, decay, S):
+        y, S = ByChunk.apply(q, k, v, decay.expand(v.shape[:-1]), S)
+        return rearrange(y, "b z i g r p -> b (z i) g r p")[:, :t], S
     left = decays(rearrange(decay, "b z j g r -> b z g r j"))
 
     # Inside a chunk: attention with scores q k^T, masked by the decay from j to i.

@@ -47,6 +47,8 @@ def _taps(history: Tensor, weight: Tensor, owner: Tensor | None) -> Tensor:
 def last_inputs(history: Tensor, count: int, lengths: Tensor | None, owner: Tensor | None) -> Tensor:
     """The `count` inputs that a row's next token would look back on, (b, c, count)."""
     b, total, c = history.shape
+    if lengths is None and owner is None:
+        return history[:, total - count :].transpose(1, 2)
     if lengths is None:
         place = torch.arange(total - count, total, device=history.device).expand(b, -1)
     else:

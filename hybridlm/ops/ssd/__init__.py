@@ -1,5 +1,7 @@
 """State space duality, the heart of Mamba-2: one recurrence, computed as attention inside chunks."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -38,7 +40,7 @@ def ssd(
     one = x.shape[1] == 1
     ours = _step(x, dt, A, B, C, D, state, document, in_place) if one else _chunks(x, B, C)
     theirs = Offer(vendor.ssd, lambda: vendor.lacks(x, B, C))
-    offers = {"triton": ours, "vendor": theirs, "reference": reference.ssd}
+    offers = {"triton": ours, "vendor": theirs, "reference": partial(reference.ssd, in_place=in_place)}
     run = resolve("ssd", backend, offers)
     with torch.autocast(x.device.type, enabled=False):
         return run(x, dt, A, B, C, D, state, document, chunk)

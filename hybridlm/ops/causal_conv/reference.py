@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridlm.ops.by_hand import by_formula, by_hand
+
 
 def causal_conv1d(
     x: Tensor,
@@ -33,15 +35,46 @@ def causal_conv1d(
 
 def _taps(history: Tensor, weight: Tensor, owner: Tensor | None) -> Tensor:
     """history (b, k - 1 + t, c) -> (b, t, c)."""
-    k = weight.shape[-1]
+    if owner is None and by_hand(history, weight):
+        return Taps.apply(history, weight[:, 0].T.contiguous())
+    return _sums(history, weight[:, 0].T, owner)
+
+
+def _sums(history: Tensor, weight: Tensor, owner: Tensor | None = None) -> Tensor:
+    """history (b, k - 1 + t, c), weight (k, c) -> (b, t, c). owner (b, k - 1 + t): whose input it is."""
+    k = len(weight)
     t = history.shape[1] - k + 1
-    y = history[:, k - 1 :] * weight[:, 0, -1]
+    y = history[:, k - 1 :] * weight[-1]
     for j in range(k - 1):
         tap = history[:, j : j + t]
         if owner is not None:
             tap = torch.where((owner[:, j : j + t] == owner[:, k - 1 :])[..., None], tap, 0)
-        y = torch.addcmul(y, tap, weight[:, 0, j])
+        y = torch.addcmul(y, tap, weight[j])
     return y
+
+
+class Taps(torch.autograd.Function):
+    """The same for one document, in the memory of y: history (b, k - 1 + t, c), weight (k, c) -> (b, t, c)."""
+
+    @staticmethod
+    def forward(ctx, history: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(history, weight)
+        t = history.shape[1] - len(weight) + 1
+        y = history[:, len(weight) - 1 :] * weight[-1]
+        for j, tap in enumerate(weight[:-1]):
+            y.addcmul_(history[:, j : j + t], tap)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
+        history, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(by_formula(_sums, ctx.saved_tensors, (dy,)))
+        t, dhistory, dweight = dy.shape[1], torch.zeros_like(history), torch.empty_like(weight)
+        for j, tap in enumerate(weight):
+            dhistory[:, j : j + t].addcmul_(dy, tap)
+            torch.sum(dy * history[:, j : j + t], dim=(0, 1), out=dweight[j])
+        return dhistory, dweight
 
 
 def last_inputs(history: Tensor, count: int, lengths: Tensor | None, owner: Tensor | None) -> Tensor:

@@ -6,45 +6,46 @@ scores and masks again instead of keeping them: nothing of size t c is held, onl
 Letters: as in the reference; X_ij is the loss's gradient by the logarithm of what is left from place j to place i.
 """
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
-from torch.autograd.function import once_differentiable
 
+from hybridlm.ops.by_hand import by_formula
 from hybridlm.ops.chunks import Decays, decays
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether it is for these: on a CPU, and not under torch.compile or torch.func, which want formulas to trace."""
-    if torch.compiler.is_compiling() or any(is_wrapped(tensor) for tensor in tensors):
-        return False
-    return tensors[0].device.type == "cpu"
-
-
 class ByChunk(torch.autograd.Function):
-    """q, k (b, z, c, g, n), v (b, z, c, g, r, p), decay (b, z, c, g, r), S (b, g, r, p, n) -> y as v, the last S."""
+    """q, k (b, z, c, g, n), v (b, z, c, g, r, p), decay (b, z, c, g, r), S (b, g, r, p, n) -> y as v, the last S.
+
+    formula: a function of the same tensors that gives the same.
+    """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, formula: Callable, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ys, before = [], []
         for part in zip(*(x.unbind(1) for x in (q, k, v, decay)), strict=True):
             before.append(S)
             y, S = _forward(*part, S)
             ys.append(y)
+        ctx.formula = formula
         ctx.save_for_backward(q, k, v, decay, *before)
         return torch.stack(ys, dim=1), S.clone() if S is before[0] else S
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy: Tensor, dS: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx, dy: Tensor, dS: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, first = ctx.saved_tensors[:5]
+        if torch.is_grad_enabled():
+            return None, *by_formula(ctx.formula, (*inputs, first), (dy, dS))
         before = (first, *ctx.saved_tensors[5:])
         parts, found = list(zip(*(x.unbind(1) for x in inputs), strict=True)), []
         for z in reversed(range(len(parts))):
             *gradients, dS = _backward(*parts[z], before[z], dy[:, z], dS)
             found.append(gradients)
-        return *(torch.stack(each, dim=1) for each in zip(*reversed(found), strict=True)), dS
+        return None, *(torch.stack(each, dim=1) for each in zip(*reversed(found), strict=True)), dS
 
 
 def _left(decay: Tensor) -> tuple[Decays, Tensor, Tensor]:

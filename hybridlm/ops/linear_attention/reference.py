@@ -11,9 +11,10 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from hybridlm.ops.by_hand import by_hand
 from hybridlm.ops.chunks import decays, fold, forget_between, pass_on
 from hybridlm.ops.linear_attention import channel
-from hybridlm.ops.linear_attention.by_chunk import ByChunk, takes
+from hybridlm.ops.linear_attention.by_chunk import ByChunk
 
 
 def linear_attention(
@@ -58,9 +59,15 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor, chunk: i
     """Many tokens. The last chunk is filled up with zeros, which hold the state."""
     t = v.shape[1]
     q, k, v, decay = (fold(x, min(chunk, t)) for x in (q, k, v, decay))
-    if takes(q, k, v, decay, S):
-        y, S = ByChunk.apply(q, k, v, decay.expand(v.shape[:-1]), S)
-        return rearrange(y, "b z i g r p -> b (z i) g r p")[:, :t], S
+    if by_hand(q, k, v, decay, S):
+        y, S = ByChunk.apply(_chunks, q, k, v, decay.expand(v.shape[:-1]), S)
+    else:
+        y, S = _chunks(q, k, v, decay, S)
+    return rearrange(y, "b z i g r p -> b (z i) g r p")[:, :t], S
+
+
+def _chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    """q, k (b, z, c, g, n), v (b, z, c, g, r, p), decay (b, z, c, g, r), S (b, g, r, p, n): y as v, and the last S."""
     left = decays(rearrange(decay, "b z j g r -> b z g r j"))
 
     # Inside a chunk: attention with scores q k^T, masked by the decay from j to i.
@@ -72,7 +79,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor, chunk: i
     before, S = pass_on(S, left.through[..., None, None], added)
     carried = einsum(q, before, "b z i g n, b z g r p n -> b z i g r p")
     y = y + carried * rearrange(left.since_start, "b z g r i -> b z i g r 1")
-    return rearrange(y, "b z i g r p -> b (z i) g r p")[:, :t], S
+    return y, S
 
 
 def linear_attention_flops(

@@ -1,0 +1,51 @@
+"""What a CPU runs, with a backward pass by hand, against the formulas that torch.compile and torch.func trace."""
+
+import pytest
+import torch
+
+from hybridlm.ops import by_hand as module
+from hybridlm.ops.causal_conv import reference as conv
+from hybridlm.ops.draw import TINY
+from hybridlm.ops.examples import draw
+from hybridlm.ops.linear_attention import reference as attention
+from tests.ops.common import error
+
+CASES = [
+    *(("linear_attention", case) for case in ("plain", "state", "packed")),
+    *(("ssd", case) for case in ("plain", "state", "packed")),
+    *(("causal_conv1d", case) for case in ("plain", "state", "ragged")),
+]
+
+
+@pytest.mark.parametrize("sizes", [TINY, TINY._replace(t=130, h=4, g=2)], ids=["short", "three chunks"])
+@pytest.mark.parametrize(("op", "case"), CASES, ids="-".join)
+def test_equals_the_formulas_that_are_traced(op, case, sizes, monkeypatch):
+    example = draw(op, case, sizes, dtype=torch.float64)
+    outputs, gradients = example.gradients("reference")
+    for home in (conv, attention):
+        monkeypatch.setattr(home, "by_hand", lambda *tensors: False)
+    wanted, slopes = example.gradients("reference")
+    assert all(error(ours, true) < 1e-12 for ours, true in zip(outputs, wanted, strict=True))
+    assert gradients.keys() == slopes.keys()
+    assert all(error(gradients[name], slopes[name]) < 1e-12 for name in slopes)
+
+
+@pytest.mark.parametrize(("op", "name"), [("linear_attention", "v"), ("ssd", "dt"), ("causal_conv1d", "x")])
+def test_second_derivatives_are_those_of_the_formulas(op, name, monkeypatch):
+    def second(example):
+        x = example.tensors[name].requires_grad_()
+        (slope,) = torch.autograd.grad(example("reference")[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), x)[0]
+
+    ours = second(draw(op, "state", TINY, dtype=torch.float64))
+    for home in (conv, attention):
+        monkeypatch.setattr(home, "by_hand", lambda *tensors: False)
+    assert error(ours, second(draw(op, "state", TINY, dtype=torch.float64))) < 1e-12
+
+
+def test_nothing_that_is_traced_is_by_hand():
+    x = torch.zeros(2)
+    assert module.by_hand(x)
+    assert not module.by_hand(x.to("meta"))
+    assert not torch.func.vmap(lambda row: row + module.by_hand(row))(x).any()
+    assert not torch.compile(lambda v: v + module.by_hand(v), fullgraph=True, backend="eager")(x).any()

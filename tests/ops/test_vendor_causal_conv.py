@@ -169,6 +169,15 @@ def test_it_compiles():
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_where_last_bits_count_it_is_not_taken(monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 64, 128, device="cuda"), torch.empty(128, 1, 4, device="cuda")
+        assert "in any order" in vendor.lacks(x, weight, None)
+        with torch.no_grad():
+            assert vendor.lacks(x, weight, None) is None
+
+
 def test_what_it_lacks():
     def of(t=64, c=128, k=4, dtype=torch.bfloat16, state=None):
         x, weight = torch.empty(2, t, c, dtype=dtype, device="cuda"), torch.empty(c, 1, k, device="cuda")

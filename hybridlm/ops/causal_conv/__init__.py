@@ -34,8 +34,8 @@ def causal_conv1d(
     """
     step = step_lacks(x, state, weight, bias, document=document, in_place=in_place) is None
     offers = {
-        "vendor": Offer(vendor.causal_conv1d, lambda: vendor.lacks(x, weight, state)),
         "triton": _step(x) if step else _walk(x, weight),
+        "vendor": Offer(vendor.causal_conv1d, lambda: vendor.lacks(x, weight, state)),
         "reference": reference.causal_conv1d,
     }
     return resolve("causal_conv1d", backend, offers)(x, weight, bias, state, lengths, document, activation)

@@ -2,7 +2,8 @@
 
 Its `seq_idx` keeps documents apart, but the state before the first token is, to it, the first document's: where that is
 not number 0 the state is emptied here. The state that is returned is read off the inputs, as the package gives none
-with documents.
+with documents. It sums the gradients of its weights in whatever order its threads come: the last bits differ from call
+to call, which is why our own kernel is taken before it.
 """
 
 import torch
@@ -31,6 +32,8 @@ def lacks(x: Tensor, weight: Tensor, state: Tensor | None) -> str | None:
         return "causal_conv1d takes a state in the dtype of the input"
     if x.shape[1] == 1:
         return "causal_conv1d is taken for more than one token"
+    if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled():
+        return "causal_conv1d sums the gradients of its weights in any order"
     many = x.stride(0) * (x.shape[0] - 1) + x.stride(1) * x.shape[1]
     return "causal_conv1d counts in 32 bits, and these are too many numbers" if many >= 2**31 else None
 

@@ -83,6 +83,16 @@ def test_names_and_hooks_stay():
     assert seen == ["inside", "around"]
 
 
+def test_a_share_of_the_memory_changes_no_number(monkeypatch):
+    monkeypatch.setattr(torch._functorch.config, "activation_memory_budget", 1.0)
+    model = make("[short_conv]")
+    expected = trained(model)
+    close(trained(hl.compile(model, backend="aot_eager_decomp_partition", memory=0.3)), expected)
+    assert torch._functorch.config.activation_memory_budget == 0.3
+    with pytest.raises(SpecError, match="memory: 1"):
+        hl.compile(model, memory=1.5)
+
+
 def test_what_is_no_model_is_refused():
     with pytest.raises(SpecError, match="compile: a Linear"):
         hl.compile(torch.nn.Linear(2, 2))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hybridlm.errors import UnsupportedError
 from hybridlm.ops.experts import by_expert, grouped_linear
 
 COUNTS = {
@@ -95,3 +96,30 @@ def test_choices_are_sorted_by_expert_and_then_by_token():
     assert counts.tolist() == [3, 0, 2, 1, 0]
     assert order.tolist() == [1, 2, 5, 0, 4, 3]
     assert (order // 2).tolist() == [0, 1, 2, 0, 2, 1]
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_pytorch_s_grouped_product_in_bf16(counts, autocast):
+    """The same products, asked for by name on a CPU; under autocast from float32, whose gradients are float32 again."""
+    dtype = torch.float32 if autocast else torch.bfloat16
+    x, weight = torch.randn(sum(counts), 16, dtype=dtype), torch.randn(len(counts), 8, 16, dtype=dtype)
+    x, weight, counts = x.requires_grad_(), weight.requires_grad_(), torch.tensor(counts)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        y = grouped_linear(x, weight, counts, backend="vendor")
+    assert y.dtype == torch.bfloat16
+    truth = loop(x.double(), weight.double(), counts)
+    torch.testing.assert_close(y.double(), truth, rtol=0.03, atol=0.03)
+    seed = torch.randn_like(truth)
+    found = torch.autograd.grad(y, (x, weight), seed.bfloat16())
+    for one, other in zip(found, torch.autograd.grad(truth, (x, weight), seed), strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other.double(), rtol=0.05, atol=0.05)
+
+
+def test_what_pytorch_s_grouped_product_cannot_do_is_said():
+    x, weight, counts = torch.randn(8, 6), torch.randn(2, 5, 6), torch.tensor([3, 5])
+    with pytest.raises(UnsupportedError, match="is for bf16"):
+        grouped_linear(x, weight, counts, backend="vendor")
+    with pytest.raises(UnsupportedError, match="widths that 8 divides"):
+        grouped_linear(x.bfloat16(), weight.bfloat16(), counts, backend="vendor")

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hybridlm.ops.backend import resolve
-from hybridlm.ops.experts import reference
+from hybridlm.ops.backend import Offer, resolve
+from hybridlm.ops.experts import reference, vendor
 
 
 def by_expert(chosen: Int[Tensor, "n k"], experts: int) -> tuple[Int[Tensor, "nk"], Int[Tensor, "e"]]:
@@ -30,6 +30,11 @@ def grouped_linear(
     counts: how many rows each group has, 0 included; the sum is n. Work is 2 n i o, whatever the groups.
     The reference asks the device for the counts. Where they cannot be looked at (torch.compile, vmap, CUDA graphs,
     fake tensors) it gathers a matrix for each row, or, for more rows than groups, takes every matrix to every row.
+    vendor: torch._grouped_mm, which asks nobody: on a GPU, in bf16.
     Source: Gale et al. 2022 (MegaBlocks, arXiv:2211.15841), section 4: no token is dropped, no group is filled up.
     """
-    return resolve("grouped_linear", backend, {"reference": reference.grouped_linear})(x, weight, counts)
+    offers = {
+        "vendor": Offer(vendor.grouped_linear, vendor.lacks(x, weight), vendor.asked(x)),
+        "reference": reference.grouped_linear,
+    }
+    return resolve("grouped_linear", backend, offers)(x, weight, counts)

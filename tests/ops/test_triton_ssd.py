@@ -79,7 +79,7 @@ def test_widths_that_fill_no_tile(h, p, g, n):
     assert_agrees(inputs(18, h=h, p=p, g=g, n=n), documents(2, 18))
 
 
-CUTS = [{"fine": False}, {"fused": True}, {"chunk": 32, "heads": 4, "back_heads": 4, "width": 32}]
+CUTS = [{"fine": False}, {"fused": True, "fused_back": True}, {"chunk": 32, "heads": 4, "back_heads": 4, "width": 32}]
 
 
 @pytest.mark.parametrize("changed", CUTS)

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridlm.ops.ssd.triton_read import read
+from hybridlm.ops.ssd.triton_scan import scan_back
 from hybridlm.ops.ssd.triton_states import (
     Sizes,
     Tuning,
@@ -59,8 +60,11 @@ def backward(dy, dlast, x, dt, A, B, C, D, state, document, tuning: Tuning) -> t
     dy = dy.to(x.dtype)
     cuts = steps(dt, A, document, s)
     before, _ = states(x, B, cuts, _dense(state), s, tuning)
-    after, dstate, inner = adjoints(dy, C, cuts, _dense(dlast), before, s, tuning)
-    dx = read(dy, B, C, D, document, cuts, after, True, s, tuning)
+    if tuning.fused_back:
+        dx, dstate, after, inner = scan_back(dy, B, C, D, document, cuts, _dense(dlast), before, s, tuning)
+    else:
+        after, dstate, inner = adjoints(dy, C, cuts, _dense(dlast), before, s, tuning)
+        dx = read(dy, B, C, D, document, cuts, after, True, s, tuning)
     sums = torch.empty(2, 2, s.b, s.h, s.chunks * s.size, dtype=torch.float32, device=x.device)
     dC, dD = _meet(dy, x, C, B, document, cuts, before, sums, False, s, tuning)
     dB = _meet(x, dy, B, C, document, cuts, after, sums, True, s, tuning)  # after dC, see `fine`
@@ -88,7 +92,7 @@ def _meet(v, others_v, k, others_k, document, steps, states, sums, back: bool, s
         *rows_of(v), *rows_of(others_v), *rows_of(k), *rows_of(others_k), document if packed else v,
         *(document.stride() if packed else (0, 0)), steps, states, out, dD, sums[int(back)], sums[0, 0],
         s.t, s.h, s.p, s.n, s.g, s.chunks, steps[0].numel(), out[0].numel(),
-        s.size, *s.padded, tuning.back_heads, packed, back, tuning.fine,
+        s.size, *s.padded, tuning.back_heads, packed, back, back and tuning.fused_back, tuning.fine,
         **launched(tuning.meet),
     )  # fmt: skip
     out = out[0] if shares == 1 else out.sum(0).to(k.dtype)
@@ -102,7 +106,7 @@ def _meet_kernel(
     document, document_b, document_t, steps, states, out, dD, sums, across,
     t, h: tl.constexpr, p: tl.constexpr, n: tl.constexpr, g: tl.constexpr, chunks, plane, part,
     SIZE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
-    PACKED: tl.constexpr, BACK: tl.constexpr, FINE: tl.constexpr,
+    PACKED: tl.constexpr, BACK: tl.constexpr, TURNED: tl.constexpr, FINE: tl.constexpr,
 ):  # fmt: skip
     row, z, group, share, first, end = place(chunks, g, h // g, HEADS)
     start, tokens = z * SIZE, (t - z * SIZE).to(tl.int32)
@@ -117,7 +121,8 @@ def _meet_kernel(
     pairs, dkey = tl.zeros((SIZE, SIZE), tl.float32), tl.zeros((SIZE, N), tl.float32)
     for head in range(first, end):
         cut = (row * h + head) * chunks * SIZE + start
-        S = tile(states + ((row * h + head) * chunks + z) * p * n, q, n, m, p, n)
+        S = states + ((row * h + head) * chunks + z) * p * n
+        S = turned(S, m, p, q, n, p) if TURNED else tile(S, q, n, m, p, n)
         value, other = tile(v + head * v_h, i, v_t, q, tokens, p), tile(w + head * w_h, i, w_t, q, tokens, p)
         dkey, y = _outside(dkey, key, value, S, steps + cut + i, plane, BACK)
         tl.store(sums + plane + cut + i, y)

@@ -51,14 +51,21 @@ def _read_kernel(
         cut = steps + (row * h + head) * chunks * SIZE + start
         S = turned(states + ((row * h + head) * chunks + z) * p * n, q, n, m, p, n)
         value = tile(v + head * v_h, i, v_t, q, tokens, p)
-        weighted = scores * decay_mask(cut, plane, later, earlier, FINE)
-        if not BACK:
-            weighted *= tl.load(cut + i)[None, :]
-        y = tl.dot(key, S, input_precision="tf32x3") * tl.load(cut + (4 * plane if BACK else 3 * plane) + i)[:, None]
-        y = tl.dot(weighted.to(value.dtype), value, y, input_precision="tf32x3")
-        if BACK:
-            y *= tl.load(cut + i)[:, None]
-        if SKIP:
-            y += tl.load(D + head).to(tl.float32) * value
+        skip = tl.load(D + head).to(tl.float32) if SKIP else 0.0
+        y = answer(scores, key, value, S, skip, cut, plane, i, BACK, FINE)
         inside = (i < tokens)[:, None] & (q < p)[None, :]
         tl.store(out + i[:, None] * h * p + head * p + q[None, :], y.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def answer(scores, key, value, S, skip, cut, plane, i, BACK: tl.constexpr, FINE: tl.constexpr):
+    """What one head of one chunk gives. scores: C B^T, or B C^T; S: (n, p), before the chunk or after it."""
+    later, earlier = (i[None, :], i[:, None]) if BACK else (i[:, None], i[None, :])
+    scores *= decay_mask(cut, plane, later, earlier, FINE)
+    if not BACK:
+        scores *= tl.load(cut + i)[None, :]
+    y = tl.dot(key, S, input_precision="tf32x3") * tl.load(cut + (4 * plane if BACK else 3 * plane) + i)[:, None]
+    y = tl.dot(scores.to(value.dtype), value, y, input_precision="tf32x3")
+    if BACK:
+        y *= tl.load(cut + i)[:, None]
+    return y + skip * value

@@ -20,13 +20,15 @@ from torch import Tensor
 class Tuning(NamedTuple):
     """How the kernels are cut; changes speed, not results. Tuples are (warps, stages) and, if limited, registers.
 
-    chunk: tokens that are computed as attention. fused: one walk computes y, and stores no states.
+    chunk: tokens that are computed as attention. fused: one walk computes y, and stores no states; fused_back: another
+    dx, and stores the state's gradients.
     width: columns of the state in one program of a walk. heads, back_heads: how many one program computes in turn, that
     share C B^T. fine: decays to the last digit of float32.
     """
 
     chunk: int = 64
     fused: bool = False
+    fused_back: bool = False
     scan: tuple[int, ...] = (4, 2)
     width: int = 128
     walk: tuple[int, ...] = (4, 3)
@@ -68,9 +70,9 @@ def tuning(x: Tensor, B: Tensor) -> Tuning:
     b, t, h, p = x.shape
     g, n = B.shape[2:]
     if x.dtype == torch.float32:
-        return Tuning(32, False, (4, 1), 32, (4, 1), 4, (8, 1), 4, (8, 1), fine=True)
+        return Tuning(32, False, False, (4, 1), 32, (4, 1), 4, (8, 1), 4, (8, 1), fine=True)
     if p * n > 64 * 128:
-        return Tuning(64, False, (4, 1), 64, (4, 2), 4, (4, 1), 4, (8, 1))
+        return Tuning(64, False, False, (4, 1), 64, (4, 2), 4, (4, 1), 4, (8, 1))
     heads = _heads(b * triton.cdiv(t, 64) * g, h // g)
     width = next((w for w in (128, 64) if b * h * n >= MANY * w), 32)
     return Tuning(fused=b * h >= MANY, width=width, heads=heads, back_heads=heads)

@@ -51,8 +51,11 @@ def _write(
         wanted = wanted & (tl.load(keep + token // t * keep_b + token % t * keep_t) != 0)
     place = token // t * s + tl.load(slots + token // t * slots_b + token % t * slots_t)
     if tl.program_id(2) == 0:
-        v = tl.load(new_first + token * first_row + i * first_column, mask=wanted & (i < wide))
-        tl.store(first + place * wide + i, v.to(first.dtype.element_ty), mask=wanted & (i < wide))
+        _copy(new_first + token * first_row + i * first_column, first + place * wide + i, wanted & (i < wide))
     else:
-        v = tl.load(new_second + token * second_row + i * second_column, mask=wanted & (i < narrow))
-        tl.store(second + place * narrow + i, v.to(second.dtype.element_ty), mask=wanted & (i < narrow))
+        _copy(new_second + token * second_row + i * second_column, second + place * narrow + i, wanted & (i < narrow))
+
+
+@triton.jit
+def _copy(source, target, mask):
+    tl.store(target, tl.load(source, mask=mask).to(target.dtype.element_ty), mask=mask)

@@ -129,6 +129,15 @@ def test_it_compiles():
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
+def test_where_last_bits_count_it_is_not_taken(monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    with FakeTensorMode():
+        x, A = torch.empty(2, 64, 128, device="cuda"), torch.empty(128, 16, device="cuda")
+        assert "in any order" in vendor.lacks(x, A, None, None, False)
+        with torch.no_grad():
+            assert vendor.lacks(x, A, None, None, False) is None
+
+
 def test_what_it_lacks():
     def of(t=64, n=16, dtype=torch.bfloat16, state=None, document=None, zoh=False):
         x, A = torch.empty(2, t, 128, dtype=dtype, device="cuda"), torch.empty(128, n, device="cuda")

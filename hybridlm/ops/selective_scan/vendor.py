@@ -4,6 +4,7 @@ They start from zero, know no documents, and give the last state but no gradient
 around them, exactly: n more tokens with step size 0 hold the state, and with C = e_1, ..., e_n they read it, so that
 the state's gradient is that of n more outputs.
 Everything is float32 in them: as bfloat16, which they also take, step sizes would lose their digits.
+Gradients that are sums over channels or rows come in whatever order its threads do, and differ in their last bits.
 """
 
 import torch
@@ -30,6 +31,8 @@ def lacks(x: Tensor, A: Tensor, state: Tensor | None, document: Tensor | None, z
         return f"mamba_ssm's scan takes at most {MOST_STATES} states, in at most 32 bits"
     if x.shape[1] == 1:
         return "mamba_ssm's scan is taken for more than one token"
+    if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled():
+        return "mamba_ssm's scan sums gradients in any order"
     return "mamba_ssm counts in 32 bits, and these are too many numbers" if x.numel() >= 2**31 else None
 
 

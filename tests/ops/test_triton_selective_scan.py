@@ -81,7 +81,7 @@ def test_segments(packed):
     assert_equal(args, document)
 
 
-@pytest.mark.parametrize(("d", "n"), [(70, 3), (2, 17)])
+@pytest.mark.parametrize(("d", "n"), [(70, 3), (2, 19)])
 def test_blocks_of_channels_and_states(d, n):
     assert_equal(*inputs(5, d=d, n=n))
 

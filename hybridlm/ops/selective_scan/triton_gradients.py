@@ -15,17 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybridlm.ops.selective_scan.triton_walk import (
-    Scan,
-    _or,
-    faded,
-    fading,
-    loaded,
-    stored,
-    walk_back,
-    walk_between,
-    written,
-)
+from hybridlm.ops.selective_scan.triton_parts import faded, fading, loaded, stored
+from hybridlm.ops.selective_scan.triton_walk import Scan, _or, walk_back, walk_between, written
 
 MARK = 8  # tokens of a tile
 WIDE = 64  # channels of a tile, held by one warp

@@ -7,6 +7,7 @@ from torch import Tensor
 import hybridlm as hl
 from hybridlm.compose import readout
 from hybridlm.errors import SpecError
+from hybridlm.registry import mixers
 from hybridlm.testing.patterns import alphabet
 
 IDS = torch.randint(0, 40, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -134,3 +135,48 @@ def test_chunks_of_the_loss_are_even_and_whole_tiles():
     assert readout._even(4096, 2668) == 2048
     assert readout._even(5, 300) == 128
     assert readout._even(1000, 50) == 50
+
+
+# ------------------------------------------------------------------------------------------------- every mixer, deeply
+def decoded(model: hl.HybridLM, **marks) -> dict[str, Tensor]:
+    """Logits of a prefill, of a longer call and of three tokens, without gradients."""
+    found, start = {}, 0
+    with torch.inference_mode():
+        state = model.init_state(2, 32)
+        for stop in (10, 17, 18, 19, 20):
+            said = {name: mark[:, start:stop] for name, mark in marks.items()}
+            out = model(IDS[:, start:stop], state=state, **said)
+            found[f"{start}:{stop}"], state, start = out.logits.clone(), out.state, stop
+    return found
+
+
+MARKS = [{}, {"segment_ids": SEGMENTS}, {"valid": VALID}, {"segment_ids": SEGMENTS, "valid": VALID}]
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", mixers.names())
+def test_every_mixer_compiles_whole_in_every_call(name, compiler):
+    model, twin = make(f"[{name}]"), compiled(make(f"[{name}]"))
+    for marks in MARKS:
+        for run in (trained, in_pieces, decoded):
+            close(run(twin, **marks), run(model, **marks))
+    assert compiler["unique_graphs"] < 60
+
+
+def test_a_model_compiles_as_one_graph():
+    model = make("[short_conv] [attention]@x{output: next_mixer} [attention]@x - <[short_conv]|[attention]>")
+    expected = trained(model, segment_ids=SEGMENTS, valid=VALID)
+    whole = torch.compile(model, backend="aot_eager", fullgraph=True)
+    model.zero_grad()
+    torch.manual_seed(1)
+    out = whole(IDS, targets=IDS.roll(-1, 1), segment_ids=SEGMENTS, valid=VALID)
+    out.loss.backward()
+    close({"loss": out.loss.detach()} | {name: p.grad for name, p in model.named_parameters()}, expected)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("pattern", ["[short_conv]", "[attention]"])
+def test_by_inductor_too(pattern):
+    model = make(pattern)
+    expected = trained(model)
+    close(trained(compiled(model, "inductor")), expected)

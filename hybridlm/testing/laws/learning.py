@@ -13,7 +13,7 @@ from hybridlm.layers.init import Streams
 from hybridlm.testing.gradients import compare, filled, gradients, losses, weighted
 from hybridlm.testing.knobs import LOG_RATES, UNDECAYED, called, set_rate, set_step, step_sizes
 from hybridlm.testing.laws.law import law
-from hybridlm.testing.result import Result, holds, measured, same
+from hybridlm.testing.result import Result, distance, holds, measured, same
 from hybridlm.testing.script import Call, run_call
 from hybridlm.testing.subject import Solo, Subject, memory
 
@@ -156,7 +156,10 @@ def strided(s: Subject) -> Iterator[Result]:
 
 
 def graphs_keep_their_memory(s: Subject) -> Iterator[Result]:
-    """Decoding on from a call's state under no_grad leaves that call's gradients alone, whatever is frozen."""
+    """Decoding on from a call's state under no_grad leaves that call's gradients alone, whatever is frozen.
+
+    Kernels may add up in another order each time they run: theirs need only be close.
+    """
     twin = s.twin()
     parameters = dict(twin.module.named_parameters())
     for name, chosen in parameters.items():
@@ -170,7 +173,8 @@ def graphs_keep_their_memory(s: Subject) -> Iterator[Result]:
             with torch.no_grad():
                 state = twin.run(s.scene[:, 9:12], state)[1] if goes_on else state
             found.append(torch.autograd.grad(y.double().square().sum(), chosen)[0])
-        yield same(f"gradient of {name} after decoding on", found[1], found[0])
+        case, off = f"gradient of {name} after decoding on", distance(found[1][None], found[0][None])[0]
+        yield holds(case, off <= s.coarse, f"off by {off:.1e}") if s.kernels else same(case, found[1], found[0])
 
 
 GRADIENT = "gradient of "

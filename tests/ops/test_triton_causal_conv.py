@@ -46,7 +46,7 @@ def check(args, lengths=None, document=None, activation="silu", limit=2e-6):
         assert (one.double() - other).norm() <= limit * max(1.0, other.norm())
 
 
-@pytest.mark.parametrize("t", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("t", [1, 3, 9])
 def test_lengths(t):
     """Shorter than the state, as long as a stretch, longer, and with a rest."""
     check(inputs(t))
@@ -56,8 +56,8 @@ def test_lengths(t):
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize(("bias", "state", "activation"), [(True, False, "silu"), (False, True, None)])
 def test_widths(k, bias, state, activation):
-    check(inputs(6, k, bias, state), None, documents(3, 6).to(DEVICE), activation)
-    check(inputs(6, k, bias, state), None, None, activation)
+    document = None if state else documents(3, 6).to(DEVICE)
+    check(inputs(6, k, bias, state), None, document, activation)
 
 
 def test_ragged_rows():

@@ -1,7 +1,8 @@
-"""State space duality in Triton: states between chunks first, then every chunk by itself.
+"""State space duality in Triton: chunks as attention, and a state that walks from chunk to chunk.
 
-1. A walk over the chunks of each head stores the state S before each one (triton_states.py).
-2. y_i = sum_j L_ij (C_i . B_j) dt_j x_j + since_i S C_i + D x_i of all chunks at once, C B^T serving many heads.
+1. What decays, in every chunk (triton_states.py).
+2. Where rows and heads fill a GPU, one walk that gives y on its way (triton_scan.py). Elsewhere a walk that stores the
+   state before each chunk, and y of all chunks at once, heads sharing C B^T (triton_read.py).
 
 Dao and Gu 2024, section 6. Nothing but its inputs is kept for the backward (triton_backward.py).
 """

@@ -25,6 +25,8 @@ def lacks(x: Tensor, B: Tensor, C: Tensor) -> str | None:
         return "x, B and C have to be of one dtype, bfloat16 or float32"
     if x.shape[3] > 128 or B.shape[3] > 256:
         return "heads are wider than 128 or states longer than 256"
+    if x.dtype == torch.float32 and B.shape[3] > 128:
+        return "states in float32 are longer than 128"
     if INTERPRETING and x.dtype == torch.bfloat16:
         return "Triton's interpreter has no products in bfloat16"
     return triton_lacks(x)

@@ -70,7 +70,7 @@ def tuning(x: Tensor, B: Tensor) -> Tuning:
     b, t, h, p = x.shape
     g, n = B.shape[2:]
     if x.dtype == torch.float32:
-        return Tuning(32, False, False, (4, 1), 32, (4, 1), 4, (8, 1), 4, (8, 1), fine=True)
+        return Tuning(64, False, False, (4, 1), 64, (4, 1), 4, (4, 1), 4, (4, 1), fine=True)
     if p * n > 64 * 128:
         return Tuning(64, False, False, (4, 1), 64, (4, 2), 4, (4, 1), 4, (8, 1))
     heads = _heads(b * triton.cdiv(t, 64) * g, h // g)

@@ -1,8 +1,9 @@
+# ruff: noqa: RUF005, SIM102 (Triton unpacks no tuples with a star, and would compile what a constant rules out)
 """The short causal convolution, forward and backward: a program walks down a few channels, its taps in registers.
 
-Every input is read once and every output written once. Going down, the backward pass has before it the inputs that a
-gradient was made from, and makes that of an input when the last output that saw it has gone by; the gradients of the
-weights are summed on the way, a part for each stretch of tokens.
+Every input is read once and every output written once, the next rows on their way while these are worked on. Going
+down, the backward pass has before it the inputs that a gradient was made from, and makes that of an input when the last
+output that saw it has gone by; the gradients of the weights are summed on the way, a part for each stretch of tokens.
 """
 
 import torch
@@ -13,16 +14,18 @@ from torch import Tensor
 from hybridlm.ops.backend import triton_lacks
 from hybridlm.ops.causal_conv.around import around
 
-TAPS = 4
+TAPS = 8
 ROWS = 65535  # the third axis of a grid ends there
 CHANNELS = 128  # of a program, which is one warp
-STRETCH = 128  # tokens of a program
+STRETCH = 128  # tokens of a program, at most
+SHORTEST = 16
+PROGRAMS = 2048  # that keep a GPU busy: where there are fewer, stretches are shorter
 
 
 def lacks(x: Tensor, weight: Tensor) -> str | None:
     """Why these kernels cannot take a call; None if they can."""
-    if not 2 <= weight.shape[-1] <= TAPS:
-        return f"our kernel takes widths from 2 to {TAPS}"
+    if weight.shape[-1] > TAPS:
+        return f"our kernel takes widths up to {TAPS}"
     if x.dtype == torch.float64 or weight.dtype == torch.float64:
         return "our kernel takes dtypes of at most 32 bits"
     if len(x) > ROWS:
@@ -39,7 +42,7 @@ def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None, document: Tensor | None, silu: bool
 ) -> Tensor:
     y = x.new_empty(x.shape)
-    _launch(_forward, x, weight, bias, before, document, silu, y)
+    _launch(_forward, None, x, weight, bias, before, document, silu, y)
     return y
 
 
@@ -61,11 +64,13 @@ def _conv_backward(
     """Gradients of x, weight, bias, before; empty for what is None."""
     (b, t, c), k = x.shape, weight.shape[1]
     dx, dbefore = x.new_empty(x.shape), x.new_empty(0) if before is None else before.new_empty(before.shape)
-    parts = x.new_empty(b * triton.cdiv(t, STRETCH), TAPS + 1, c, dtype=torch.float32)
-    _launch(_backward, x, weight, bias, before, document, silu, dy.contiguous(), dx, dbefore, parts)
-    sums = parts.sum(0)  # of the taps, the present first, then of the bias
-    dbias = weight.new_empty(0) if bias is None else sums[TAPS].to(bias.dtype)
-    return dx, sums[:k].flip(0).T.to(weight.dtype).contiguous(), dbias, dbefore
+    parts = x.new_empty(b * triton.cdiv(t, _stretch(b, t, c)), k + 1, c, dtype=torch.float32)
+    registers = _registers(x, k, before, document)
+    _launch(_backward, registers, x, weight, bias, before, document, silu, dy.contiguous(), dx, dbefore, parts)
+    sums = parts.sum(0)  # of the taps, then of the bias; in the same order every time
+    dbias = weight.new_empty(0) if bias is None else sums[k].to(bias.dtype)
+    dweight = sums[:k].T.clone(memory_format=torch.contiguous_format).to(weight.dtype)
+    return dx, dweight, dbias, dbefore
 
 
 @_conv_backward.register_fake
@@ -74,16 +79,30 @@ def _(dy, x, weight, bias, before, document, silu):
     return tuple(v.new_empty(v.shape) for v in inputs)
 
 
-def _launch(kernel, x, weight, bias, before, document, silu, *outputs) -> None:
+def _launch(kernel, registers: int | None, x, weight, bias, before, document, silu, *outputs) -> None:
     (b, t, c), k = x.shape, weight.shape[1]
     x = x if x.stride(2) == 1 else x.contiguous()
     weight, bias, before, document = (v if v is None else v.contiguous() for v in (weight, bias, before, document))
-    grid = (triton.cdiv(c, CHANNELS), triton.cdiv(t, STRETCH), b)
+    stretch = _stretch(b, t, c)
+    grid = (triton.cdiv(c, CHANNELS), triton.cdiv(t, stretch), b)
     with torch.cuda.device_of(x):
         kernel[grid](
             x, weight, bias, before, document, *outputs, t, c, x.stride(0), x.stride(1),
-            K=k, SILU=silu, STRETCH=STRETCH, CHANNELS=CHANNELS, num_warps=1,
+            K=k, SILU=silu, STRETCH=stretch, CHANNELS=CHANNELS, num_warps=1, maxnreg=registers,
         )  # fmt: skip
+
+
+def _registers(x: Tensor, k: int, before: Tensor | None, document: Tensor | None) -> int | None:
+    """At most so many a thread in the backward pass, for more programs at a time; fewer would spill."""
+    if k > 4:
+        return None
+    return 128 if x.element_size() == 2 and before is None and document is None else 168
+
+
+def _stretch(b: int, t: int, c: int) -> int:
+    """Tokens of a program; a power of two."""
+    wanted = b * t * triton.cdiv(c, CHANNELS) // PROGRAMS
+    return min(STRETCH, max(SHORTEST, triton.next_power_of_2(wanted + 1) // 2))
 
 
 def _keep(ctx, inputs: tuple, output: Tensor) -> None:
@@ -101,73 +120,105 @@ _conv.register_autograd(_pull_back, setup_context=_keep)
 
 
 # -------------------------------------------------------------------------------------------------------------- kernels
-# Numbers after a name are how many tokens ago: x1 is the input before x0. n1 to n3 are rows to come, on their way while
-# the others are worked on.
+# What is held of the last tokens stands in tuples, place j being j tokens ago. A kernel goes down ROUND rows at a time.
+ROUND = tl.constexpr(4)
+
+
 @triton.jit
 def _taps(weight, bias, at, live, K: tl.constexpr):
-    """What the inputs 0, 1, 2 and 3 tokens ago are multiplied by, and what is added."""
-    w0 = tl.load(weight + at * K + K - 1, mask=live, other=0).to(tl.float32)
-    w1 = tl.load(weight + at * K + K - 2, mask=live, other=0).to(tl.float32)
-    w2 = tl.load(weight + at * K + K - 3, mask=live & (K > 2), other=0).to(tl.float32)
-    w3 = tl.load(weight + at * K + K - 4, mask=live & (K > 3), other=0).to(tl.float32)
-    shift = tl.zeros_like(w0)
+    """What the inputs 0, 1, ... tokens ago are multiplied by, and what is added."""
+    taps = ()
+    for j in tl.static_range(K):
+        taps = taps + (tl.load(weight + at * K + (K - 1 - j), mask=live, other=0).to(tl.float32),)
+    shift = tl.zeros_like(taps[0])
     if bias is not None:
         shift = tl.load(bias + at, mask=live, other=0).to(tl.float32)
-    return w0, w1, w2, w3, shift
+    return taps, shift
 
 
 @triton.jit
-def _sum(w0, w1, w2, w3, x0, x1, x2, x3, K: tl.constexpr):
-    """Taps that are not there touch nothing, be it NaN."""
-    z = w0 * x0 + w1 * x1
-    if K > 2:
-        z += w2 * x2
-    if K > 3:
-        z += w3 * x3
-    return z
+def _rows(x, i, t, step, at, live):
+    """Rows i, i + 1, ... of a sequence of t rows as they lie in memory; zeros outside."""
+    rows = ()
+    x += tl.cast(i, tl.int64) * step
+    for u in tl.static_range(ROUND):
+        rows = rows + (tl.load(x + u * step + at, mask=live & (i + u < t), other=0),)
+    return rows
 
 
 @triton.jit
 def _row(x, i, t, step, at, live):
-    """Row i of a sequence of t rows; zeros outside."""
-    return tl.load(x + i * step + at, mask=live & (i >= 0) & (i < t), other=0).to(tl.float32)
+    return tl.load(x + tl.cast(i, tl.int64) * step + at, mask=live & (i < t), other=0).to(tl.float32)
 
 
 @triton.jit
-def _coming(x, i, t, step, at, live):
-    """Rows i, i + 1 and i + 2."""
-    n0, n1 = _row(x, i, t, step, at, live), _row(x, i + 1, t, step, at, live)
-    return n0, n1, _row(x, i + 2, t, step, at, live)
+def _gone(x, before, i, c, step, at, live, K: tl.constexpr):
+    """Rows i - 1, i - 2, ..., those before row 0 being the state's; the last place is yet empty."""
+    gone = ()
+    for j in tl.static_range(1, K):
+        row = tl.load(x + tl.cast(i - j, tl.int64) * step + at, mask=live & (i >= j), other=0).to(tl.float32)
+        if before is not None:
+            held = tl.load(before + (i + K - 1 - j) * c + at, mask=live & (i < j), other=0)
+            row = tl.where(i < j, held.to(tl.float32), row)
+        gone = gone + (row,)
+    return gone + (tl.zeros(at.shape, tl.float32),)
 
 
 @triton.jit
-def _gone(x, before, i, t, c, step, at, live, K: tl.constexpr):
-    """Rows i - 1, i - 2 and i - 3, those before row 0 being the state's."""
-    x1, x2 = _row(x, i - 1, t, step, at, live), _row(x, i - 2, t, step, at, live)
-    x3 = _row(x, i - 3, t, step, at, live)
-    if before is not None:  # a view of it whose row -1 is the latest
-        before += (K - 1) * c + at
-        x1 += tl.load(before + (i - 1) * c, mask=live & (i < 1), other=0).to(tl.float32)
-        x2 += tl.load(before + (i - 2) * c, mask=live & (i < 2) & (i + K > 2), other=0).to(tl.float32)
-        x3 += tl.load(before + (i - 3) * c, mask=live & (i < 3) & (i + K > 3), other=0).to(tl.float32)
-    return x1, x2, x3
+def _owners(document, i, t, COUNT: tl.constexpr, STEP: tl.constexpr):
+    """The documents of tokens i, i + STEP, ...; the state's is number 0."""
+    owners = ()
+    for u in tl.static_range(COUNT):
+        o = tl.full((), 0, tl.int32)
+        if document is not None:
+            at = i + u * STEP
+            o = tl.load(document + at, mask=(at >= 0) & (at < t), other=0)
+        owners = owners + (o,)
+    return owners
 
 
 @triton.jit
-def _owner(document, i, t):
-    """The document of token i; the state's is number 0."""
-    o = 0
-    if document is not None:
-        o = tl.load(document + i, mask=(i >= 0) & (i < t), other=0)
-    return o
+def _none(like, K: tl.constexpr):
+    none = ()
+    for _ in tl.static_range(K):
+        none = none + (tl.zeros_like(like),)
+    return none
 
 
 @triton.jit
-def _of(x, owner, mine, document):
-    """x where it is of my document, 0 where it is not."""
-    if document is not None:
-        x = tl.where(owner == mine, x, 0.0)
-    return x
+def _push(new, held, K: tl.constexpr):
+    """A token later: the oldest is gone."""
+    out = (new,)
+    for j in tl.static_range(K - 1):
+        out = out + (held[j],)
+    return out
+
+
+@triton.jit
+def _of(held, owners, mine, document, K: tl.constexpr):
+    """What is of my document, and 0 for what is not."""
+    out = ()
+    for j in tl.static_range(K):
+        value = held[j]
+        if document is not None:
+            value = tl.where(owners[j] == mine, value, 0.0)
+        out = out + (value,)
+    return out
+
+
+@triton.jit
+def _outcome(taps, shift, xs, K: tl.constexpr):
+    z = shift + taps[0] * xs[0]
+    for j in tl.static_range(1, K):
+        z += taps[j] * xs[j]
+    return z
+
+
+@triton.jit
+def _sigmoid(z):
+    """By the root, which takes fewer instructions than a division that minds numbers beyond 2^126."""
+    root = tl.rsqrt(1 + tl.exp2(z * -1.4426950408889634))
+    return root * root
 
 
 @triton.jit
@@ -175,7 +226,7 @@ def _forward(
     x, weight, bias, before, document, y, t, c, stride_b, stride_t,
     K: tl.constexpr, SILU: tl.constexpr, STRETCH: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    row, start = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * STRETCH
+    row, start = tl.program_id(2).to(tl.int64), tl.program_id(1) * STRETCH
     at = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     live = at < c
     x, y = x + row * stride_b, y + row * t * c
@@ -183,19 +234,19 @@ def _forward(
         before += row * (K - 1) * c
     if document is not None:
         document += row * t
-    w0, w1, w2, w3, shift = _taps(weight, bias, at, live, K)
-    x1, x2, x3 = _gone(x, before, start, t, c, stride_t, at, live, K)
-    x0, n1, n2 = _coming(x, start, t, stride_t, at, live)
-    o1, o2, o3 = _owner(document, start - 1, t), _owner(document, start - 2, t), _owner(document, start - 3, t)
-    for i in range(start, min(start + STRETCH, t)):
-        n3, o0 = _row(x, i + 3, t, stride_t, at, live), _owner(document, i, t)
-        m1, m2, m3 = _of(x1, o1, o0, document), _of(x2, o2, o0, document), _of(x3, o3, o0, document)
-        z = shift + _sum(w0, w1, w2, w3, x0, m1, m2, m3, K)
-        if SILU:
-            z = z * tl.sigmoid(z)
-        tl.store(y + i * c + at, z.to(y.dtype.element_ty), mask=live)
-        x3, x2, x1, x0, n1, n2 = x2, x1, x0, n1, n2, n3
-        o3, o2, o1 = o2, o1, o0
+    taps, shift = _taps(weight, bias, at, live, K)
+    xs, os = _gone(x, before, start, c, stride_t, at, live, K), _owners(document, start - 1, t, K, -1)
+    rows, owners = _rows(x, start, t, stride_t, at, live), _owners(document, start, t, ROUND, 1)
+    for i in range(start, min(start + STRETCH, t), ROUND):
+        next_rows = _rows(x, i + ROUND, t, stride_t, at, live)
+        next_owners, y_i = _owners(document, i + ROUND, t, ROUND, 1), y + tl.cast(i, tl.int64) * c
+        for u in tl.static_range(ROUND):
+            xs, os = _push(rows[u].to(tl.float32), xs, K), _push(owners[u], os, K)
+            z = _outcome(taps, shift, _of(xs, os, os[0], document, K), K)
+            if SILU:
+                z = z * _sigmoid(z)
+            tl.store(y_i + u * c + at, z.to(y.dtype.element_ty), mask=live & (i + u < t))
+        rows, owners = next_rows, next_owners
 
 
 @triton.jit
@@ -203,7 +254,7 @@ def _backward(
     x, weight, bias, before, document, dy, dx, dbefore, parts, t, c, stride_b, stride_t,
     K: tl.constexpr, SILU: tl.constexpr, STRETCH: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    row, start = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * STRETCH
+    row, start = tl.program_id(2).to(tl.int64), tl.program_id(1) * STRETCH
     at = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     live, end = at < c, min(start + STRETCH, t)
     x, dy, dx = x + row * stride_b, dy + row * t * c, dx + row * t * c
@@ -211,46 +262,82 @@ def _backward(
         before, dbefore = before + row * (K - 1) * c, dbefore + row * (K - 1) * c
     if document is not None:
         document += row * t
-    w0, w1, w2, w3, shift = _taps(weight, bias, at, live, K)
-    x1, x2, x3 = _gone(x, before, start, t, c, stride_t, at, live, K)
-    x0, n1, n2 = _coming(x, start, t, stride_t, at, live)
-    g0, h1, h2 = _coming(dy, start, t, c, at, live)
-    o1, o2, o3 = _owner(document, start - 1, t), _owner(document, start - 2, t), _owner(document, start - 3, t)
-    g1, g2, g3 = tl.zeros_like(w0), tl.zeros_like(w0), tl.zeros_like(w0)  # of z; those above are not needed
-    d0, d1, d2, d3, db = g1, g1, g1, g1, g1
-    for i in range(start, end + 3):  # the last three complete the gradients of the last inputs
-        n3, h3 = _row(x, i + 3, t, stride_t, at, live), _row(dy, i + 3, t, c, at, live)
-        o0 = _owner(document, i, t)
-        m1, m2, m3 = _of(x1, o1, o0, document), _of(x2, o2, o0, document), _of(x3, o3, o0, document)
-        if SILU:
-            z = shift + _sum(w0, w1, w2, w3, x0, m1, m2, m3, K)
-            s = tl.sigmoid(z)
-            g0 = g0 * s * (1 + z * (1 - s))
-        own = tl.where(i < end, g0, 0.0)
-        d0, d1, d2, d3, db = d0 + own * x0, d1 + own * m1, d2 + own * m2, d3 + own * m3, db + own
-        u2, u1, u0 = _of(g2, o2, o3, document), _of(g1, o1, o3, document), _of(g0, o0, o3, document)
-        du = _sum(w0, w1, w2, w3, g3, u2, u1, u0, K)  # of the input three tokens ago
-        _put(dx, dbefore, before, du, i - 3, start, c, at, live, K)
-        x3, x2, x1, x0, n1, n2 = x2, x1, x0, n1, n2, n3
-        g3, g2, g1, g0, h1, h2 = g2, g1, g0, h1, h2, h3
-        o3, o2, o1 = o2, o1, o0
-    parts += ((row * tl.num_programs(1) + tl.program_id(1)) * 5) * c + at
-    _put_sums(parts, d0, d1, d2, d3, db, c, live)
-
-
-@triton.jit
-def _put(dx, dbefore, before, du, i, start, c, at, live, K: tl.constexpr):
-    """The gradient of row i, be it an input or the state's."""
-    tl.store(dx + i * c + at, du.to(dx.dtype.element_ty), mask=live & (i >= start))
+    taps, shift = _taps(weight, bias, at, live, K)
+    xs, os = _gone(x, before, start, c, stride_t, at, live, K), _owners(document, start - 1, t, K, -1)
+    gs = _none(shift, K)  # the gradients of z; those above are not needed
+    ds, db = gs, gs[0]
     if before is not None:
-        held = live & (i < 0) & (i >= 1 - K) & (start == 0)
-        tl.store(dbefore + (i + K - 1) * c + at, du.to(dbefore.dtype.element_ty), mask=held)
+        if start == 0:
+            _complete(x, document, dy, dbefore, 0, 1 - K, 0, taps, shift, xs, os, gs, t, c, stride_t, at, live, K, SILU)
+    rows, grows = _rows(x, start, t, stride_t, at, live), _rows(dy, start, t, c, at, live)
+    owners = _owners(document, start, t, ROUND, 1)
+    for i in range(start, end, ROUND):
+        next_rows, next_grows = _rows(x, i + ROUND, t, stride_t, at, live), _rows(dy, i + ROUND, t, c, at, live)
+        next_owners, dx_i = _owners(document, i + ROUND, t, ROUND, 1), dx + tl.cast(i - (K - 1), tl.int64) * c
+        for u in tl.static_range(ROUND):
+            xs, os = _push(rows[u].to(tl.float32), xs, K), _push(owners[u], os, K)
+            seen = _of(xs, os, os[0], document, K)
+            gs = _push(_slope(taps, shift, seen, grows[u].to(tl.float32), K, SILU), gs, K)
+            ds, db = _add(ds, gs[0], seen, K), db + gs[0]
+            du = _pulled(taps, _of(gs, os, os[K - 1], document, K), K)
+            _put(dx_i + u * c + at, du, i + u - (K - 1), start, end, live)
+        rows, grows, owners = next_rows, next_grows, next_owners
+    _put_sums(parts + ((row * tl.num_programs(1) + tl.program_id(1)) * (K + 1)) * c + at, ds, db, c, live, K)
+    i = start + tl.cdiv(end - start, ROUND) * ROUND
+    out = dx + tl.cast(i - (K - 1), tl.int64) * c
+    _complete(x, document, dy, out, i, start, end, taps, shift, xs, os, gs, t, c, stride_t, at, live, K, SILU)
 
 
 @triton.jit
-def _put_sums(parts, d0, d1, d2, d3, db, c, live):
-    tl.store(parts, d0, mask=live)
-    tl.store(parts + c, d1, mask=live)
-    tl.store(parts + 2 * c, d2, mask=live)
-    tl.store(parts + 3 * c, d3, mask=live)
-    tl.store(parts + 4 * c, db, mask=live)
+def _complete(
+    x, document, dy, out, i, first, end, taps, shift, xs, os, gs, t, c, step, at, live,
+    K: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """Go on from row i, for the gradients of the K - 1 inputs before it; those of rows first to end are written."""
+    for u in tl.static_range(K - 1):
+        xs = _push(_row(x, i + u, t, step, at, live), xs, K)
+        os = _push(_owners(document, i + u, t, 1, 1)[0], os, K)
+        seen = _of(xs, os, os[0], document, K)
+        gs = _push(_slope(taps, shift, seen, _row(dy, i + u, t, c, at, live), K, SILU), gs, K)
+        du = _pulled(taps, _of(gs, os, os[K - 1], document, K), K)
+        _put(out + u * c + at, du, i + u - (K - 1), first, end, live)
+
+
+@triton.jit
+def _slope(taps, shift, seen, g, K: tl.constexpr, SILU: tl.constexpr):
+    """The gradient of z, of which y is the activation."""
+    if SILU:
+        z = _outcome(taps, shift, seen, K)
+        s = _sigmoid(z)
+        g *= s + z * (s - s * s)
+    return g
+
+
+@triton.jit
+def _add(ds, g, seen, K: tl.constexpr):
+    """The gradients of the taps with a token more."""
+    out = ()
+    for j in tl.static_range(K):
+        out = out + (ds[j] + g * seen[j],)
+    return out
+
+
+@triton.jit
+def _pulled(taps, gs, K: tl.constexpr):
+    """The gradient of the input K - 1 tokens ago, by all that it went into."""
+    du = taps[0] * gs[K - 1]
+    for j in tl.static_range(1, K):
+        du += taps[j] * gs[K - 1 - j]
+    return du
+
+
+@triton.jit
+def _put(out, du, i, first, end, live):
+    tl.store(out, du.to(out.dtype.element_ty), mask=live & (i >= first) & (i < end))
+
+
+@triton.jit
+def _put_sums(parts, ds, db, c, live, K: tl.constexpr):
+    for j in tl.static_range(K):
+        tl.store(parts + (K - 1 - j) * c, ds[j], mask=live)
+    tl.store(parts + K * c, db, mask=live)

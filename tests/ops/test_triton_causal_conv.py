@@ -105,4 +105,5 @@ def test_it_is_offered():
     assert error(y.detach(), causal_conv1d(x, weight, bias, state=state)[0].detach()) < 2e-6
     assert kernels.lacks(x, weight) is None
     assert "widths up to 8" in kernels.lacks(x, weight.repeat(1, 1, 3))
+    assert "tokens a row" in kernels.lacks(x[:1, :1].expand(1, 2**24, 20), weight)
     assert "at most 32 bits" in kernels.lacks(x.double(), weight)

@@ -15,7 +15,7 @@ from hybridlm.ops.backend import triton_lacks
 from hybridlm.ops.causal_conv.around import around
 
 TAPS = 8
-ROWS = 65535  # the third axis of a grid ends there
+ROWS = 65535  # the second and the third axis of a grid end there
 CHANNELS = 128  # of a program, which is one warp
 STRETCH = 128  # tokens of a program, at most
 SHORTEST = 16
@@ -30,6 +30,8 @@ def lacks(x: Tensor, weight: Tensor) -> str | None:
         return "our kernel takes dtypes of at most 32 bits"
     if len(x) > ROWS:
         return f"our kernel takes at most {ROWS} rows"
+    if x.shape[1] > ROWS * STRETCH:
+        return f"our kernel takes at most {ROWS * STRETCH} tokens a row"
     return triton_lacks(x)
 
 

@@ -19,9 +19,9 @@ INFERENCE = ("eager", "graph", "compile")
 """From the plainest on. In training `graph` is compiled blocks in a CUDA graph; in inference `compile` is."""
 
 
-def compiled(model: hl.HybridLM) -> str:
-    """Compile the blocks in place, each shape for itself; the label."""
-    hl.compile(model, dynamic=False)
+def compiled(model: hl.HybridLM, *, dynamic: bool | None = False) -> str:
+    """Compile the blocks in place, by default each shape for itself; the label."""
+    hl.compile(model, dynamic=dynamic)
     return "compiled"
 
 
@@ -49,8 +49,8 @@ def captured_step(
 def generator(model: hl.HybridLM, path: str, room: int) -> tuple[Callable[[Tensor, int], Tensor], str]:
     """(ids, new) -> ids with `new` more, greedily, and the label. room: the most new tokens; states have one size."""
     labels = {"eager": "eager", "graph": "CUDA graph"}
-    label = labels[path] if path in labels else compiled(model)
     graph = path == "graph" or (path == "compile" and model.embed.weight.is_cuda)
+    label = labels[path] if path in labels else compiled(model, dynamic=False if graph else None)
 
     def generate(ids: Tensor, new: int) -> Tensor:
         decoder = Decoder(model, model.init_state(len(ids), ids.shape[1] + room), cuda_graph=graph)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 
-from benchmarks import architecture, contenders
+from benchmarks import architecture, contenders, paths
 from benchmarks.architecture import Architecture
 from benchmarks.contest import Contender, Entry, Work, contest
 from benchmarks.inference import prompts
-from benchmarks.paths import read_eagerly
-from benchmarks.peers import peer
+from benchmarks.peers import Peer
 from benchmarks.run import Run
 from benchmarks.timing import free
 from benchmarks.train import step_of
 from benchmarks.twin_calls import decoder, same_logits
 from hybridlm.compose.cost import BACKWARD
 
-EXAMPLE = "OMP_NUM_THREADS=2 python -m benchmarks twins --peer transformers"
+EXAMPLE = "OMP_NUM_THREADS=2 GOMP_SPINCOUNT=10000 python -m benchmarks twins --peer transformers --ours eager,compile"
 ERROR = "RMS of the difference to float64 with the same weights, relative: of all logits, or of the last step's"
 CASES = ("training", "prefill", "decode")
-SIZES = {"pattern": "(MMMA)3", "d_model": 320, "d_state": 64, "head_dim": 32, "vocab_size": 8192}
+SIZES = {"pattern": "(MMMA)3", "d_model": 320, "d_state": 128, "head_dim": 64, "vocab_size": 8192}
+"""Layers of the shape that the figures on a GPU have, at ten million parameters."""
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--cases", default=",".join(CASES), help=f"commas between; default {','.join(CASES)}")
     parser.add_argument("--threads", type=int, default=2, help="of torch; default 2")
     architecture.add_options(parser, **SIZES)
-    parser.add_argument("--peer", default="", help="transformers; default none")
+    contenders.add_options(parser)
     parser.set_defaults(device="cpu", rounds=5, calls=2, warmup=1)
 
 
@@ -50,7 +50,8 @@ def main(args: Namespace) -> int:
         if case.split()[0] not in wanted:
             continue
         work = Work(case, tokens, flops, arch.cost.parameters * 4.0)
-        contest(run, work, _both(arch, weights, args, make))
+        dynamic = None if case.startswith("decode") else False  # a cache grows by every token
+        contest(run, work, _line_up(arch, weights, args, make, dynamic))
         free("cpu")
     return run.finish()
 
@@ -82,33 +83,35 @@ def _prefill(model, calls: dict, ids) -> Entry:
     return Entry(lambda: read(ids))
 
 
-def _both(arch: Architecture, weights: dict, args: Namespace, make) -> list[Contender]:
-    """Ours, and theirs with our weights."""
+def _line_up(arch: Architecture, weights: dict, args: Namespace, make, dynamic: bool | None) -> list[Contender]:
+    """Ours on the paths that were asked for, and theirs with our weights."""
 
-    def ours() -> Entry:
+    def ours(path: str) -> Entry:
+        if path == "graph":
+            raise NotImplementedError("a CUDA graph needs a GPU")
         model = arch.ours(weights, "cpu", torch.float32)
+        label = "eager" if path == "eager" else paths.compiled(model, dynamic=dynamic)
         calls = {
             "loss": lambda ids, targets: model(ids, targets=targets).loss,
-            "prefill": lambda ids: read_eagerly(model, ids),
+            "prefill": lambda ids: paths.read_eagerly(model, ids),
             "logits": lambda ids: model(ids).logits,
         }
-        return _finished(arch, weights, model, calls, make, "eager")
+        return _finished(arch, weights, model, calls, make, label, [])
 
-    def theirs(name: str) -> Entry:
-        module = peer(name)
-        if (why := module.missing()) is not None:
-            raise NotImplementedError(why)
-        found = module.build(arch, weights, "cpu", torch.float32)
+    def theirs(build: Callable[[], Peer], name: str) -> Entry:
+        found = build()
         calls = {"loss": found.loss, "prefill": found.prefill, "logits": found.logits}
-        return replace(_finished(arch, weights, found.model, calls, make, found.label), notes=found.notes)
+        return _finished(arch, weights, found.model, calls, make, found.label, found.notes)
 
-    names = contenders.listed(args.peer, ("transformers",), "--peer")
-    return [Contender("hybridlm", ours, ours=True)] + [Contender(n, lambda n=n: theirs(n)) for n in names]
+    return contenders.line_up(
+        args, paths.INFERENCE, ours, theirs, lambda m: m.build(arch, weights, "cpu", torch.float32)
+    )
 
 
-def _finished(arch: Architecture, weights: dict, model, calls: dict, make, label: str) -> Entry:
+def _finished(arch: Architecture, weights: dict, model, calls: dict, make, label: str, notes: list[str]) -> Entry:
     error = same_logits(arch, weights, model, calls["logits"])
     entry = make(model, calls)
-    entry.label, entry.parameters = label, sum(parameter.numel() for parameter in model.parameters())
+    entry.label, entry.notes = label, notes
+    entry.parameters = sum(parameter.numel() for parameter in model.parameters())
     entry.check = lambda: (error, None)
     return entry

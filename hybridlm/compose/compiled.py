@@ -37,7 +37,8 @@ def compile(
 
     backend:   of torch.compile.
     dynamic:   None: the first length is compiled as it is, and the next other one for all lengths; False: each length
-               (and batch) for itself, which is what fixed shapes in a process with several models want.
+               (and batch) for itself, which is what fixed shapes in a process with several models want; what a cache of
+               keys holds is a length too, so decoding is compiled anew for every token, but once in a CUDA graph.
     fullgraph: a graph break is an error. There is none in what hybridlm ships.
     memory:    the share, 0 to 1, of what a block would keep for its backward pass that it may keep; what is cheapest is
                computed again.

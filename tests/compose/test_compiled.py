@@ -73,6 +73,18 @@ def test_blocks_that_are_alike_share_what_is_compiled(compiler):
     assert compiler["unique_graphs"] == 3
 
 
+def test_tokens_of_decoding_share_what_is_compiled(compiler):
+    """A cache grows by every token, which is no reason to compile anew."""
+    model = compiled(make("[mamba2][attention]").eval())
+    with torch.inference_mode():
+        out = model(IDS[:, :8], state=model.init_state(2, 24))
+        counts = []
+        for i in range(8, 16):
+            out = model(IDS[:, i : i + 1], state=out.state)
+            counts.append(compiler["unique_graphs"])
+    assert len(set(counts[1:])) == 1, counts  # the first tokens show what changes
+
+
 def test_names_and_hooks_stay():
     model, seen = make("[short_conv] [attention]@x [attention]@x"), []
     names = list(model.state_dict())

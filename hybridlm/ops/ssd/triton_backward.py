@@ -9,7 +9,7 @@ What is written before t and read at t or later passes through a_t = dt_t A, and
     da_t = sum_{j < t <= i} M_ij dt_j + sum_{i >= t} since_i dy_i . S C_i
            + sum_{j < t} until_j dt_j x_j . G B_j + through <S, G>
 Sums stay in the chunk, and in the document. That of M is taken as it stands if `fine`; else it is a sum from t on of
-what its rows sum to less what its columns do, both without the diagonal: cheap, with errors of 1e-6.
+what its rows sum to less what its columns do: cheap, with errors of 1e-6 of the largest.
 Every program adds up its heads in one order, and what is left to sum is summed by torch: the same bits every time.
 """
 

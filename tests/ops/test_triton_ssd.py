@@ -66,7 +66,8 @@ RARE = [(37, 1, True, 0.5), (37, 4, False, 16.0), (32, 2, True, 0.5), (17, 1, Fa
 
 @pytest.mark.parametrize(("t", "g", "packed", "rate"), USUAL + [pytest.param(*c, marks=pytest.mark.deep) for c in RARE])
 def test_values_and_gradients(t, g, packed, rate):
-    assert_agrees(inputs(t, g=g, rate=rate), documents(2, t) if packed else None)
+    b = 2 if t > 2 else 8  # dA is a sum over tokens: of too few, what is left of it may be rounding
+    assert_agrees(inputs(t, b, g=g, rate=rate), documents(b, t) if packed else None)
 
 
 @pytest.mark.parametrize("missing", [("D",), ("D", "state")])

@@ -106,6 +106,7 @@ MISTAKES = {
     ("describe", "M", "--d-model"): "--d-model: expected one argument",
     ("describe", "M", "--d-model", "0"): "d_model: 0 is out of range",
     ("describe", "M", "--dtype", "int8"): "--dtype: 'int8' is not one of float32, bfloat16, float16, float64",
+    ("doctor", "M", "--dtype", "int8"): "--dtype: 'int8' is not one of float32, bfloat16, float16",
     ("describe", "M", "--context", "1k"): "--context: '1k'; it must be lengths with commas",
     ("describe", "M", "--context", ""): "--context: ''; it must be lengths with commas",
     ("describe", "M", "--context", "0"): "--context: 0 is out of range",

@@ -48,6 +48,13 @@ def test_without_a_gpu_nothing_is_to_be_gained(run):
     assert "self-test" not in out
 
 
+def test_of_a_model_too_nothing_is_to_be_gained_on_a_cpu(run):
+    """What a package lacks there is the GPU, and no installation brings one."""
+    found = json.loads(run("MmA", "--skip-self-test", "--device", "cpu", "--json")[1])
+    assert "causal_conv1d needs a GPU" in str(found["layers"])
+    assert found["faster"] == []
+
+
 def test_with_a_gpu_the_command_that_installs_what_is_missing(hopper, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/opt/my python/bin/python")
     lines = {row["package"]: row["install"] for row in examine()["optional"]}

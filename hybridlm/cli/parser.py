@@ -87,10 +87,11 @@ def _element(hint: Any) -> Any:
 
 
 def _metavar(hint: Any) -> str:
-    """INT, FLOAT, TEXT, or the values of a Literal."""
-    if typing.get_origin(hint) is typing.Literal:
-        return "{" + ",".join(typing.get_args(hint)) + "}"
-    kinds = [option for option in (hint, *typing.get_args(hint)) if option in (int, float)]
+    """INT, FLOAT, TEXT, or the values of a Literal; None beside them is not said."""
+    options = (hint, *typing.get_args(hint))
+    if words := [word for one in options if typing.get_origin(one) is typing.Literal for word in typing.get_args(one)]:
+        return "{" + ",".join(words) + "}"
+    kinds = [option for option in options if option in (int, float)]
     return kinds[0].__name__.upper() if kinds else "TEXT"
 
 

@@ -53,7 +53,7 @@ class Seen(NamedTuple):
 def use(backend: str) -> Iterator[None]:
     """Within the block `auto` means this backend, and the reference for calls that it does not take."""
     global _preferred  # a context variable would be cleaner, but torch.compile cannot trace one
-    before, _preferred = _preferred, _known(backend)
+    before, _preferred = _preferred, known(backend)
     try:
         yield
     finally:
@@ -82,7 +82,7 @@ def resolve(op: str, backend: str, offers: Mapping[str, Callable | Offer]) -> Ca
     SpecError: no such backend. UnsupportedError: the backend does not offer this op, or cannot take this call.
     """
     offers = {name: offer if isinstance(offer, Offer) else Offer(offer) for name, offer in offers.items()}
-    wanted = _known(backend)
+    wanted = known(backend)
     if wanted == "auto":
         wanted = _preferred if _preferred != "auto" else _first(offers)
         if wanted not in offers or _lacks(offers[wanted]) is not None:
@@ -111,7 +111,8 @@ def _passed(offers: Mapping[str, Offer], chosen: str) -> tuple[tuple[str, str], 
     return tuple((name, why) for name, why in reasons.items() if why is not None)
 
 
-def _known(backend: str) -> str:
+def known(backend: str) -> str:
+    """The name of a backend. SpecError: there is none such."""
     if backend not in BACKENDS:
         raise SpecError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}")
     return backend
@@ -169,7 +170,7 @@ def _probe(module: str, attribute: str) -> tuple[Any, str | None]:
         found = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        return None, f"{package} is not installed" if missing == package else f"{package} needs {error.name}"
+        return None, f"{package} is not installed" if missing == package else f"{package} is not whole: it needs {error.name}"
     except Exception as error:  # built for another torch, say; what is raised is not ours to foresee
         return None, f"{package} is broken here: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     return found, None if found is not None else f"{package} was built without {attribute}"

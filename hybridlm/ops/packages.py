@@ -38,7 +38,7 @@ class Package(NamedTuple):
     def named_in(self, reason: str) -> bool:
         """Whether a backend was passed over because this package, or a part of it, is not there."""
         module = self.called[0][0].partition(".")[0]
-        return reason.startswith(tuple(f"{module} {how}" for how in ("is not", "is broken", "was built", "needs")))
+        return reason.startswith(tuple(f"{module} {how}" for how in ("is not", "is broken", "was built")))
 
 
 PACKAGES = (

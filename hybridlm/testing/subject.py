@@ -21,7 +21,7 @@ from hybridlm.context import Context, Cursor, outside_inference
 from hybridlm.errors import SpecError
 from hybridlm.layers.init import Streams
 from hybridlm.layers.mixer import Mixer
-from hybridlm.ops.backend import Seen, trace, use
+from hybridlm.ops.backend import Seen, known, trace, use
 from hybridlm.registry import mixers
 from hybridlm.state import ModelState, leaves
 from hybridlm.testing.result import EXACT, FLOOR, Result, distance, measured
@@ -65,7 +65,7 @@ class Subject:
         self, name: str, module: nn.Module, width: int, dtype: torch.dtype, backend: str, tokens: int, rows: int
     ):
         self.name, self.module, self.width = name, module.to(dtype), width
-        self.dtype, self.backend, self.tokens, self.rows = dtype, backend, tokens, rows
+        self.dtype, self.backend, self.tokens, self.rows = dtype, known(backend), tokens, rows
 
     def run(
         self, x: Tensor, state: ModelState | None = None, valid: Tensor | None = None, ids: Tensor | None = None

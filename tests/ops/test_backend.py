@@ -79,7 +79,7 @@ def test_an_absent_package_a_broken_one_and_an_absent_part_are_told_apart(tmp_pa
     monkeypatch.syspath_prepend(str(tmp_path))
     assert missing("absent_kernels.scan", "scan") == "absent_kernels is not installed"
     assert missing("broken_kernels", "scan") == "broken_kernels is broken here: OSError: undefined symbol: _ZN3c10"
-    assert missing("needy_kernels", "scan") == "needy_kernels needs package_that_nobody_has"
+    assert missing("needy_kernels", "scan") == "needy_kernels is not whole: it needs package_that_nobody_has"
     assert missing("math", "scan") == "math was built without scan"
     assert found("math", "sqrt")(4) == 2
     with pytest.raises(UnsupportedError, match="absent_kernels is not installed"):

@@ -126,6 +126,7 @@ def test_command_takes_a_class_and_fails_on_a_broken_law(capsys, monkeypatch):
     [
         (["mamba3x"], "unknown mixer 'mamba3x'"),
         (["attention", "--laws", "C99"], "unknown law 'C99'"),
+        (["attention", "--backend", "cuda"], "unknown backend 'cuda'"),
         (["no.such.module:X"], "cannot be imported"),
     ],
 )

@@ -170,7 +170,7 @@ def _probe(module: str, attribute: str) -> tuple[Any, str | None]:
         found = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        return None, f"{package} is not installed" if missing == package else f"{package} is not whole: it needs {error.name}"
+        return None, f"{package} is not " + ("installed" if missing == package else f"whole: it needs {error.name}")
     except Exception as error:  # built for another torch, say; what is raised is not ours to foresee
         return None, f"{package} is broken here: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     return found, None if found is not None else f"{package} was built without {attribute}"

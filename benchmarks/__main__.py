@@ -15,6 +15,13 @@ COMMANDS = {  # name: (module, function that runs it, function that adds its opt
     "ratios": ("ratios", "main", "add_options", "EXAMPLE", "the headline ratios of the literature, on this machine"),
     "twins": ("twins", "main", "add_options", "EXAMPLE", "a small hybrid beside transformers' CPU path"),
     "zoo": ("zoo", "main", "add_options", "EXAMPLE", "each mixer of hybridlm by itself"),
+    "kit": (
+        "kit",
+        "main",
+        "add_options",
+        "EXAMPLE",
+        "the laws of state over mixers and backends, worst error over limit",
+    ),
     "report": ("report", "main", "add_options", "EXAMPLE", "write the tables of benchmarks/README.md from runs"),
 }
 
@@ -56,7 +63,7 @@ def _parser(name: str | None) -> argparse.ArgumentParser:
             continue
         found = importlib.import_module(f"benchmarks.{module}")
         one.description, one.epilog = found.__doc__, f"example:\n  {getattr(found, example)}"
-        if command != "report":
+        if command not in ("kit", "report"):
             _common(one)
         getattr(found, options)(one)  # last, as it may set other defaults
     return parser
@@ -70,6 +77,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=device, help="default here: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="turns that each contender gets; default %(default)s")
     parser.add_argument("--calls", type=int, default=3, help="timed calls of a turn; default %(default)s")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="timed calls of a turn: as many as fit, 3 to 50; not --calls"
+    )
     parser.add_argument("--warmup", type=int, default=2, help="calls before the first turn's; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tokens; default 0")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin nothing new after that long")

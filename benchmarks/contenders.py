@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 
 from benchmarks.contest import Contender, Entry
-from benchmarks.peers import KNOWN, Peer, peer
+from benchmarks.peers import FULL, KNOWN, Peer, peer
 
 OURS = "hybridlm"
 PATHS = ("eager", "compile", "graph")
@@ -47,10 +47,11 @@ def line_up(
     ours: Callable[[str], Entry],
     theirs: Callable[[Callable[[], Peer], str], Entry],
     build: Callable,
+    alone: bool = False,
 ) -> list[Contender]:
     """Ours first. order: our paths from the plainest on, as they fall back. ours: path -> entry.
 
-    theirs: (builder of a peer, its name) -> entry. build: peer module -> Peer.
+    theirs: (builder of a peer, its name) -> entry. build: peer module -> Peer. alone: those that fill a memory have it.
     """
     asked = paths(args)
     first = [
@@ -60,7 +61,10 @@ def line_up(
         for path in asked
     ]
     others = listed(args.peer, KNOWN, "--peer")
-    return first + [Contender(name, lambda name=name: _peer_entry(name, theirs, build)) for name in others]
+    return first + [
+        Contender(name, lambda name=name: _peer_entry(name, theirs, build), alone=alone and name in FULL)
+        for name in others
+    ]
 
 
 def _peer_entry(name: str, theirs: Callable, build: Callable) -> Entry:

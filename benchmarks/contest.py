@@ -10,11 +10,15 @@ import torch
 
 from benchmarks.rows import Row
 from benchmarks.run import Run, reason
-from benchmarks.timing import forget_peak, free, held, peak, seconds
+from benchmarks.timing import fitting, forget_peak, free, held, peak, seconds
 
 
 class NoTimeError(Exception):
     """The time limit of the run is near."""
+
+
+class AbsentError(Exception):
+    """What was asked for does not exist here: no row at all."""
 
 
 @dataclass
@@ -37,11 +41,15 @@ class Entry:
 
 @dataclass
 class Contender:
-    """name: who. make: builds the entry, and may raise. ours: whether others are measured against it."""
+    """name: who. make: builds the entry, and may raise. ours: whether others are measured against it.
+
+    alone: it fills the memory, so that it is timed after the others.
+    """
 
     name: str
     make: Callable[[], Entry]
     ours: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,28 +63,40 @@ class Work:
     seconds: float = 0.0
 
 
-def contest(run: Run, work: Work, contenders: Sequence[Contender]) -> None:
+def contest(run: Run, work: Work, contenders: Sequence[Contender], cycles: bool = True) -> None:
     """Time all contenders in `run.args.rounds` rounds of `run.args.calls` calls; a row each, failures too.
 
-    What has no room beside the others is timed alone afterwards, and says so.
+    What has no room beside the others is timed alone afterwards, and says so. cycles: see `timing.free`.
     """
     rows = {c.name: _row(run, work, c) for c in contenders}
+    crowded = [contender for contender in contenders if contender.alone]
+    crowded += _turns(run, work, [contender for contender in contenders if not contender.alone], rows, cycles)
+    free(run.device, cycles)
+    for contender in crowded:
+        _alone(run, contender, rows[contender.name], cycles)
+    run.add(*rows.values())
+    for row in rows.values():
+        if row.median:
+            run.say(f"{row.case}: {row.contender} ({row.label}): {row.median * 1e3:.4g} ms, error {row.error}")
+
+
+def _turns(run: Run, work: Work, contenders: Sequence[Contender], rows: dict[str, Row], cycles: bool):
+    """Every contender in each round; those that had no room. A row of what does not exist is taken out."""
     entries: dict[str, Entry] = {}
     crowded: list[Contender] = []
     with run.progress(run.args.rounds * len(contenders)) as step:
         for _ in range(run.args.rounds):
             for contender in contenders:
                 step(f"{work.case}: {contender.name}")
-                if not rows[contender.name].why and _block(run, contender, rows[contender.name], entries) == "crowded":
-                    crowded.append(contender)
-    entries.clear()
-    free(run.device)
-    for contender in crowded:
-        _alone(run, contender, rows[contender.name])
-    run.add(*rows.values())
-    for row in rows.values():
-        if row.median:
-            run.say(f"{row.case}: {row.contender} ({row.label}): {row.median * 1e3:.4g} ms, error {row.error}")
+                row = rows.get(contender.name)
+                if row is None or row.why:
+                    continue
+                try:
+                    if _block(run, contender, row, entries, cycles) == "crowded":
+                        crowded.append(contender)
+                except AbsentError:
+                    del rows[contender.name]
+    return crowded
 
 
 def _row(run: Run, work: Work, contender: Contender) -> Row:
@@ -84,20 +104,20 @@ def _row(run: Run, work: Work, contender: Contender) -> Row:
     return Row(work.case, contender.name, ours=contender.ours, tokens=work.tokens, flops=work.flops, floor=floor)
 
 
-def _alone(run: Run, contender: Contender, row: Row) -> None:
+def _alone(run: Run, contender: Contender, row: Row, cycles: bool) -> None:
     """All rounds with nobody else in memory."""
     entries: dict[str, Entry] = {}
     row.why, row.seconds, row.peak = "", [], None
     for _ in range(run.args.rounds):
-        if not row.why and _block(run, contender, row, entries) == "crowded":
+        if not row.why and _block(run, contender, row, entries, cycles) == "crowded":
             row.why = "out of memory, also alone"
     if row.seconds:
-        row.notes.append("timed alone: no room beside the others")
+        row.notes = [*row.notes, "timed alone" if contender.alone else "timed alone: no room beside the others"]
     entries.clear()
-    free(run.device)
+    free(run.device, cycles)
 
 
-def _block(run: Run, contender: Contender, row: Row, entries: dict[str, Entry]) -> str:
+def _block(run: Run, contender: Contender, row: Row, entries: dict[str, Entry], cycles: bool) -> str:
     """One block of calls into the row. "crowded": it had no room."""
     before = held(run.device)
     try:
@@ -110,6 +130,8 @@ def _block(run: Run, contender: Contender, row: Row, entries: dict[str, Entry]) 
         row.peak = row.peak or max(0, peak(run.device) - before)
     except torch.cuda.OutOfMemoryError:
         row.why = "out of memory"
+    except AbsentError:
+        raise
     except NoTimeError as stop:
         row.why = "" if row.seconds else str(stop)
         row.notes += [str(stop)] if row.seconds else []
@@ -119,7 +141,7 @@ def _block(run: Run, contender: Contender, row: Row, entries: dict[str, Entry]) 
     if failed:
         entries.pop(contender.name, None)
         run.say(f"{row.case}: {contender.name}: {row.why}")
-    free(run.device)
+    free(run.device, cycles)
     run.add(row)
     return "crowded" if row.why == "out of memory" else ""
 
@@ -136,7 +158,7 @@ def _ready(run: Run, contender: Contender, row: Row) -> Entry:
 
 
 def _timed(run: Run, entry: Entry, row: Row) -> None:
-    """A block: warm-up, then calls on their own."""
+    """A block: warm-up, then calls on their own, as many as are asked for or as fit into the budget."""
     clock = entry.seconds or (lambda device: seconds(entry.work, device))
     fresh = not row.seconds
     with warnings.catch_warnings():
@@ -145,7 +167,10 @@ def _timed(run: Run, entry: Entry, row: Row) -> None:
         try:
             for _ in range(run.args.warmup if fresh else 1):
                 entry.work()
-            times = [clock(run.device) for _ in range(run.args.calls)]
+            if run.args.budget:
+                times = fitting(lambda: clock(run.device), run.args.budget)
+            else:
+                times = [clock(run.device) for _ in range(run.args.calls)]
         finally:
             entry.leave()
     row.seconds += times

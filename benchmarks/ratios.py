@@ -19,28 +19,32 @@ ERROR = "of kernels: relative RMS to float64 on a part, of y and of a gradient; 
 PARTS = ("kernels", "training", "generation")
 STATE = 64
 """N, as in the paper's figures."""
+SCANS = (16, STATE)
+"""N at which the selective scan is timed: that of Mamba-1, and SSD's."""
+LENGTHS = [128, 512, 1024, 2048, 4096, 16384, 32768]
 
 
 def add_options(parser: ArgumentParser) -> None:
     """What of it, and how large."""
     parser.add_argument("--parts", default=",".join(PARTS), help=f"commas between; default all: {','.join(PARTS)}")
-    parser.add_argument("--lengths", default="", help="default 128,512,1024,2048,4096,16384; shorter on a CPU")
+    parser.add_argument("--lengths", default="", help=f"default {','.join(map(str, LENGTHS))}; shorter on a CPU")
     parser.add_argument("--tokens", type=int, help="of a call; default 65536 on a GPU, 1024 on a CPU")
-    parser.add_argument("--backends", default="triton,vendor", help="of ours; default triton,vendor; plain: reference")
+    parser.add_argument("--backends", default="triton", help="of ours; default triton; plain: reference")
     parser.add_argument("--peer", default="", help="mamba_ssm; PyTorch's and flash-attn's attention always run")
     parser.add_argument("--d-model", type=int, default=1024, help="of whole models; default 1024")
     parser.add_argument("--vocab-size", type=int, default=50304, help="of whole models; default 50304")
     parser.add_argument("--layers", type=int, default=12, help="of the Transformer; Mamba gets twice as many")
     parser.add_argument("--prompt", type=int, default=2048, help="of generation; default 2048")
     parser.add_argument("--new", type=int, default=64, help="tokens of a timed generation; default 64")
-    parser.set_defaults(rounds=2, calls=3)
+    parser.add_argument("--first", type=int, default=64, help="batch at which generation begins to double; default 64")
+    parser.set_defaults(rounds=2, warmup=1, calls=3, budget=0.1)
 
 
 def main(args: Namespace) -> int:
     """Kernels, then whole models."""
     parts, s = listed(args.parts, PARTS, "--parts"), ops.sizes(args)
     run = Run(args, f"ratios, {s.tokens:,} tokens", ERROR)
-    standard = [128, 512, 1024, 2048, 4096, 16384] if s.device.startswith("cuda") else [64, 256]
+    standard = LENGTHS if s.device.startswith("cuda") else [64, 256]
     lengths = [int(number) for number in args.lengths.split(",") if number] or standard
     lengths = [length for length in lengths if length <= s.tokens]
     if "kernels" in parts:
@@ -53,31 +57,37 @@ def main(args: Namespace) -> int:
 
 
 def kernels(run: Run, s: ops.Sizes, lengths: list[int]) -> None:
-    """SSD beside the scan and beside attention."""
-    for length in lengths:
-        for case in (ssd_case(s, length, STATE), attention_case(s, length)):
+    """SSD beside attention, then beside the scan, from the lengths that the answers hang on outwards."""
+    for length in sorted(lengths, key=lambda length: abs(log(length / 2048))):
+        for case in (ssd_case(s, length, STATE), attention_case(s, length, chosen=False)):
             ops.measure(run, case, run.args.peer, run.args.backends)
-    for length in lengths[-3:]:
-        ops.measure(run, scan_case(s, length, STATE), run.args.peer, run.args.backends)
+        if length in _scanned(lengths):
+            for n in SCANS:
+                ops.measure(run, scan_case(s, length, n), run.args.peer, run.args.backends)
     for trains in (False, True):
         run.findings += kernel_findings(run.rows, lengths, "forward + backward" if trains else "forward")
     run.write()
 
 
+def _scanned(lengths: list[int]) -> list[int]:
+    """Lengths of the selective scan, whose time does not ask for them: three, the longest ones up to 16,384."""
+    return [length for length in lengths if length <= 16384][-3:]
+
+
 def kernel_findings(rows: list[Row], lengths: list[int], how: str) -> list[tuple[str, str, str]]:
     """The three ratios that are about kernels, for `how`: forward, or forward + backward."""
     found = []
-    times = {name: _times(rows, name, lengths, how) for name in ("ssd", "selective scan", "attention")}
-    shared = [length for length in lengths if length in times["ssd"] and length in times["selective scan"]]
+    times = {name: _times(rows, name, lengths, how) for name in ("ssd", f"selective scan N={STATE},", "attention")}
+    scan = times[f"selective scan N={STATE},"]
+    shared = [length for length in lengths if length in times["ssd"] and length in scan]
     if shared:
-        said = [f"{times['selective scan'][n] / times['ssd'][n]:.1f} at {n:,}" for n in shared]
+        said = [f"{scan[n] / times['ssd'][n]:.1f} at {n:,}" for n in shared]
         found.append((f"selective scan over SSD, N={STATE}, {how}", "2 to 8", ", ".join(said)))
     if crossing := _crossing(times["ssd"], times["attention"]):
         found.append((f"length from which SSD beats the best attention, {how}", "about 2,000", crossing))
-    last = max((n for n in lengths if n in times["ssd"]), default=0)
-    flash = _times(rows, "attention", [last], how, of=("flash_attn", "torch flash"))
-    if last in flash:
-        ratio = f"{flash[last] / times['ssd'][last]:.1f} at {last:,}"
+    flash = _times(rows, "attention", lengths, how, of=("flash_attn", "torch flash"))
+    if long := sorted(flash.keys() & times["ssd"].keys())[-2:]:
+        ratio = ", ".join(f"{flash[n] / times['ssd'][n]:.1f} at {n:,}" for n in long)
         found.append((f"FlashAttention-2 over SSD, {how}", "about 6 at 16,384", ratio))
     return found
 

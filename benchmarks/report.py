@@ -10,6 +10,9 @@ from benchmarks.rows import failures, table
 
 EXAMPLE = "python -m benchmarks report runs/benchmarks/*"
 README = Path(__file__).with_name("README.md")
+KIT = (
+    "The worst error over its limit, at most 1 where all laws hold, and its law. -: none of its ops has such a backend."
+)
 OPEN, CLOSE = "<!-- {} -->", "<!-- end of {} -->"
 
 
@@ -54,13 +57,29 @@ def replaced(text: str, command: str, body: str) -> str:
 
 def section(about: dict) -> str:
     """A run in Markdown: what, where, when, how, and its table."""
-    machine, rates = about["machine"], about["ceilings"]
+    machine = about["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["packages"].items() if number)
+    where = machine["devices"].get("cuda:0" if machine["device"] == "cuda" else machine["device"], machine["device"])
+    head = f"**{about['title']}.** {where}; {about['date'][:10]}; python {machine['python']}, {versions}."
+    return "\n\n".join([head, *(_laws(about) if "lines" in about else _times(about))])
+
+
+def _laws(about: dict) -> list[str]:
+    """Of the kit: a number, and the law whose case came nearest to its limit, for each mixer."""
+    told = [
+        f"    {about['command_line']}",
+        markdown([about["titles"], ["---"] * len(about["titles"]), *about["lines"]]),
+        KIT,
+    ]
+    return told + (["Not done: " + "; ".join(about["missing"]) + "."] if about["missing"] else [])
+
+
+def _times(about: dict) -> list[str]:
+    """Of everything else: what is measured, a row each, and what follows from it."""
+    rates = about["ceilings"]
     titles, lines = table([record for record in about["rows"] if record.get("median_ms")])
     rows = [titles, ["---"] * len(titles), *lines]
-    where = machine["devices"].get("cuda:0" if machine["device"] == "cuda" else machine["device"], machine["device"])
     told = [
-        f"**{about['title']}.** {where}; {about['date'][:10]}; python {machine['python']}, {versions}.",
         f"Ceilings: {rates['flops'] / 1e12:.3g} TFLOP/s ({rates['dtype']}), {rates['bytes'] / 1e12:.3g} TB/s.",
         f"    {about['command_line']}",
         markdown(rows),
@@ -71,7 +90,7 @@ def section(about: dict) -> str:
     missing = failures(about["rows"])
     if missing:
         told.append("Not measured: " + "; ".join(missing) + ".")
-    return "\n\n".join(told)
+    return told
 
 
 def markdown(rows: list[list[str]]) -> str:

@@ -32,18 +32,21 @@ def median_seconds(work: Callable[[], object], device: str, calls: int, warmup: 
     return median(seconds(work, device) for _ in range(calls))
 
 
-def many(work: Callable[[], object], device: str, budget: float = 0.3, most: int = 50) -> list[float]:
-    """As many calls as fit into `budget` seconds, 3 at least, each on its own; the first is not counted."""
-    work()
-    one = seconds(work, device)
-    calls = min(most, max(3, int(budget / max(one, 1e-6))))
-    return [seconds(work, device) for _ in range(calls)]
+def fitting(clock: Callable[[], float], budget: float, most: int = 50) -> list[float]:
+    """Seconds of as many calls as fit into `budget` seconds, 3 at least. clock: makes a call and gives its seconds."""
+    times = [clock()]
+    calls = min(most, max(3, int(budget / max(times[0], 1e-6))))
+    return times + [clock() for _ in range(calls - 1)]
 
 
-def free(device: str) -> None:
-    """Give back what no longer has an owner, on a GPU; on a CPU memory is not what is short."""
+def free(device: str, cycles: bool = True) -> None:
+    """Give back what no longer has an owner, on a GPU; on a CPU memory is not what is short.
+
+    cycles: also look for owners that own each other, which takes a third of a second once large packages are there.
+    """
     if device.startswith("cuda"):
-        gc.collect()
+        if cycles:
+            gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 

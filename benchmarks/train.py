@@ -101,7 +101,12 @@ def _contenders(arch: Architecture, weights: dict, args: Namespace, ids: Tensor,
         return Entry(step, peer.label, peer.parameters, peer.notes, check=lambda: (error, first))
 
     return contenders.line_up(
-        args, paths.TRAINING, ours, theirs, lambda m: m.build(arch, weights, args.device, torch.float32)
+        args,
+        paths.TRAINING,
+        ours,
+        theirs,
+        lambda m: m.build(arch, weights, args.device, torch.float32),
+        alone=True,
     )
 
 

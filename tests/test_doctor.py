@@ -74,6 +74,15 @@ def test_a_package_that_is_there_but_broken_is_told_and_can_be_installed_again(h
     assert {row["name"] for row in about["known_bad"]} >= {"flash-attn built for another torch"}
 
 
+def test_a_hidden_package_is_told_and_not_to_be_installed(hopper, monkeypatch):
+    monkeypatch.setattr(packages, "found_version", lambda name: "2.0")
+    monkeypatch.setattr(packages, "missing", lambda module, _: "mamba_ssm is hidden" if "mamba" in module else None)
+    monkeypatch.setenv("HYBRIDLM_WITHOUT", "mamba-ssm")
+    lines = {row["package"]: (row["trouble"], row["install"]) for row in examine()["optional"]}
+    assert lines["mamba-ssm"] == ("mamba_ssm is hidden", None)
+    assert lines["flash-attn"] == (None, None)
+
+
 def test_the_packages_are_those_of_the_extras():
     extras = PROJECT["optional-dependencies"]
     for package in PACKAGES:

@@ -9,11 +9,13 @@ from dataclasses import replace
 import torch
 
 from benchmarks.contenders import listed
-from benchmarks.contest import Contender, Entry, Work, contest
+from benchmarks.contest import AbsentError, Contender, Entry, Work, contest
 from benchmarks.ops import attention, lti, pointwise, recurrences
 from benchmarks.ops.case import Case, Sizes, Tensors, Way, error_of, leaves
 from benchmarks.run import Run
 from benchmarks.timing import free, largest_block
+from hybridlm.errors import UnsupportedError
+from hybridlm.ops import backend
 
 EXAMPLE = "python -m benchmarks ops --peer mamba_ssm,fla --ops ssd,attention --lengths 512,2048,16384"
 ERROR = "relative RMS to float64 on a part: of y, and of a gradient, the larger one"
@@ -48,7 +50,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--backends", default="triton,vendor", help="of ours; default triton,vendor; plain: reference")
     parser.add_argument("--peer", default="", help="mamba_ssm,fla; PyTorch's and flash-attn's attention always run")
     parser.add_argument("--forward-only", action="store_true", help="no backward")
-    parser.set_defaults(rounds=2, calls=5)
+    parser.set_defaults(rounds=2, warmup=1, budget=0.1)
 
 
 def sizes(args: Namespace) -> Sizes:
@@ -83,11 +85,11 @@ def measure(run: Run, case: Case, peers: str, backends: str, backward: bool = Tr
     moved = sum(tensor.nbytes for tensor in inputs.values())
     for trains in (False, True)[: 1 + backward]:
         work = _work(run, case, inputs, moved, trains)
-        contest(run, work, [_contender(case, way, name, inputs, trains) for name, way in ways.items()])
+        contest(run, work, [_contender(case, way, name, inputs, trains) for name, way in ways.items()], cycles=False)
         if PLAIN in case.ways and not any(row.case == work.case and row.ours and row.seconds for row in run.rows):
-            contest(run, work, [_contender(case, case.ways[PLAIN], PLAIN, inputs, trains)])
+            contest(run, work, [_contender(case, case.ways[PLAIN], PLAIN, inputs, trains)], cycles=False)
     del inputs
-    free(run.device)
+    free(run.device, cycles=False)
     return None
 
 
@@ -132,7 +134,7 @@ def _entry(case: Case, way: Way, inputs: Tensors, trains: bool) -> Entry:
         held["y"] = y.detach()
 
     def check() -> tuple[float, None]:
-        work()
+        notes.extend(_ran(work, way))
         names = case.wanted(given)
         grads = dict(zip(names, held["grads"], strict=False)) if trains and way.leaf is None else None
         error = error_of(case, way, inputs, held["y"], grads, held.get("weight", held["y"]))
@@ -143,3 +145,13 @@ def _entry(case: Case, way: Way, inputs: Tensors, trains: bool) -> Entry:
 
     notes: list[str] = []
     return Entry(work, "" if way.ours else way.label, notes=notes, check=check, leave=held.clear)
+
+
+def _ran(work: Callable[[], None], way: Way) -> list[str]:
+    """Make a call; where the op chooses, which backend it took. AbsentError: the one that was named has none."""
+    try:
+        with backend.trace() as seen:
+            work()
+    except UnsupportedError as error:
+        raise (AbsentError(str(error)) if way.ours else error) from error
+    return [f"took {', '.join(dict.fromkeys(one.backend for one in seen))}"] if way.chooses else []

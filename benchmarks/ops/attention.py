@@ -15,8 +15,11 @@ QUERIES, HEADS = 256, 2
 """The last queries of row 0, and heads, that are compared."""
 
 
-def attention_case(s: Sizes, length: int, window: int | None = None) -> Case:
-    """Causal attention, h / 2 heads of width p, as wide as SSD of h heads comes from."""
+def attention_case(s: Sizes, length: int, window: int | None = None, chosen: bool = True) -> Case:
+    """Causal attention, h / 2 heads of width p, as wide as SSD of h heads comes from.
+
+    chosen: ours too, which takes one of PyTorch's.
+    """
     b, h = s.rows(length), max(1, s.h // 2)
     size = min(window or length, length)
 
@@ -29,7 +32,7 @@ def attention_case(s: Sizes, length: int, window: int | None = None) -> Case:
     pairs = length * size - size * (size - 1) / 2 if window else length * (length + 1) / 2
     name = f"window {window:,}, L={length:,}" if window else f"attention, L={length:,}"
     return Case(
-        name, draw, _ways(window), cut, lambda g: _true(g, size),
+        name, draw, _ways(window, chosen), cut, lambda g: _true(g, size),
         lambda y: y[:1, -QUERIES:, :HEADS], "q", lambda g: g[:1, -QUERIES:, :HEADS],
         flops=4.0 * b * h * s.p * pairs, backward=3.5, tokens=b * length,
     )  # fmt: skip
@@ -44,13 +47,14 @@ def _true(g: Tensors, size: int) -> Tensor:
     return torch.einsum("bhqk,bkhp->bqhp", seen.softmax(-1), g["v"])
 
 
-def _ways(window: int | None) -> dict[str, Way]:
+def _ways(window: int | None, chosen: bool) -> dict[str, Way]:
     if window:
-        found = ours(lambda g, name: window_attention(**g, size=window, backend=name), ("vendor", "reference"))
+        found = ours(lambda g, name: window_attention(**g, size=window, backend=name), ("auto", "reference"))
     else:
-        found = ours(lambda g, name: attention(**g, causal=True, backend=name), ("vendor", "reference"))
+        found = ours(lambda g, name: attention(**g, causal=True, backend=name), ("auto", "reference"))
         found["torch cudnn"] = _sdpa(SDPBackend.CUDNN_ATTENTION)
         found["torch flash"] = _sdpa(SDPBackend.FLASH_ATTENTION)
+    found = {name: way for name, way in found.items() if chosen or name != "hybridlm auto"}
     return found | {"flash_attn": _flash(window)}
 
 

@@ -56,7 +56,7 @@ class Way:
 
     run:     prepared tensors -> y. prepare: inputs -> tensors in the layout that it wants, not timed.
     back:    its y, or the gradient of its leaf `leaf`, in our layout.
-    missing: why it cannot run here. weights: what else gets a gradient.
+    missing: why it cannot run here. weights: what else gets a gradient. chooses: which backend, the op finds out.
     """
 
     run: Callable[[Tensors], Tensor]
@@ -67,6 +67,7 @@ class Way:
     leaf: str | None = None
     ours: bool = False
     label: str = ""
+    chooses: bool = False
 
 
 @dataclass
@@ -123,5 +124,6 @@ def error_of(case: Case, way: Way, inputs: Tensors, out: Tensor, grads: Tensors 
 def ours(op: Callable[..., Tensor], names: tuple[str, ...] = ("triton", "vendor", "reference")) -> dict[str, Way]:
     """A way for each backend of an op of ours. op: (tensors, backend) -> y."""
     return {
-        f"hybridlm {name}": Way(lambda given, name=name: op(given, name), ours=True, label="our op") for name in names
+        f"hybridlm {name}": Way(lambda g, name=name: op(g, name), ours=True, label="our op", chooses=name == "auto")
+        for name in names
     }

@@ -15,7 +15,9 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-KNOWN = ("mamba_ssm", "transformers", "fla")
+KNOWN = ("mamba_ssm", "transformers", "transformers_shipped", "fla")
+FULL = {"transformers_shipped"}
+"""Those that fill a memory in training."""
 SUPPORTED = {"mamba2", "attention"}
 
 

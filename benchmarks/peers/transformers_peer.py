@@ -12,6 +12,8 @@ from hybridlm.ops import backend
 ENDS = {"embed.": "model.embeddings.", "final_norm.": "model.norm_f.", "blocks.": "model.layers."}
 MODULE = "transformers.models.nemotron_h.modeling_nemotron_h"
 KERNELS = ("causal_conv1d_fn", "causal_conv1d_update", "mamba2_chunk_scan", "mamba2_selective_state_update")
+FASTEST = 256
+"""Tokens of a chunk at which mamba_ssm's kernels, which it calls on a GPU, are fastest."""
 KINDS = {"mamba2": "linear_attention", "attention": "full_attention"}
 
 
@@ -20,15 +22,21 @@ def missing() -> str | None:
     return backend.missing(MODULE, "NemotronHForCausalLM")
 
 
-def build(architecture: Architecture, weights: dict[str, Tensor], device: str, dtype: torch.dtype) -> Peer:
-    """Their model with our weights. Its output matrix is tied by hand, which its configuration does not do."""
+def build(
+    architecture: Architecture, weights: dict[str, Tensor], device: str, dtype: torch.dtype, shipped: bool = False
+) -> Peer:
+    """Their model with our weights, its output matrix tied by hand, which its configuration does not do.
+
+    shipped: not tied, and in chunks of its own length.
+    """
     require_layers("transformers", architecture.types)
-    chunk = 256 if device.startswith("cuda") else 128  # mamba_ssm's, which is its kernels' fastest; transformers' own
+    chunk = {} if shipped or not device.startswith("cuda") else {"chunk_size": FASTEST}
     with torch.device(device):
         model = backend.found(MODULE, "NemotronHForCausalLM")(_config(architecture, chunk)).to(dtype)
     theirs = _renamed(weights)
     model.load_state_dict(theirs | {"lm_head.weight": theirs["model.embeddings.weight"]})
-    model.lm_head.weight = model.model.embeddings.weight
+    if not shipped:
+        model.lm_head.weight = model.model.embeddings.weight
     for module in model.modules():
         if "time_step_limit" in vars(module):
             module.time_step_limit = (0.0, float("inf"))  # as trained by the others: no bound on dt
@@ -39,13 +47,21 @@ def build(architecture: Architecture, weights: dict[str, Tensor], device: str, d
         prefill=lambda ids: model(ids, use_cache=True, logits_to_keep=1).logits[:, -1],
         generate=lambda ids, new: model.generate(ids, max_new_tokens=new, do_sample=False, use_cache=True),
         label=_path(device),
-        notes=["embeddings tied by hand"],
+        notes=_differences(model.config, shipped),
     )
-    require_same_size("transformers", peer.parameters, architecture.cost.parameters)
+    tied = architecture.cost.parameters + shipped * architecture.vocab_size * architecture.d_model
+    require_same_size("transformers", peer.parameters, tied)
     return peer
 
 
-def _config(a: Architecture, chunk: int):
+def _differences(config, shipped: bool) -> list[str]:
+    """In what it is not ours, or not as it ships."""
+    if shipped:
+        return [f"as it ships: embeddings not tied, chunks of {config.chunk_size}"]
+    return ["embeddings tied by hand"] + ([f"chunks of {FASTEST}"] if config.chunk_size == FASTEST else [])
+
+
+def _config(a: Architecture, chunk: dict[str, int]):
     return backend.found("transformers", "NemotronHConfig")(
         vocab_size=a.vocab_size,
         hidden_size=a.d_model,
@@ -59,7 +75,7 @@ def _config(a: Architecture, chunk: int):
         n_groups=1,
         expand=EXPAND,
         conv_kernel=CONV,
-        chunk_size=chunk,
+        **chunk,
         layer_norm_epsilon=EPS,
         max_position_embeddings=1 << 20,
         pad_token_id=0,

@@ -81,7 +81,7 @@ def _package(package: Package, gpu: bool) -> dict[str, Any]:
 
     found = package.version
     trouble = package.trouble if found is not None and gpu else None
-    needed = gpu and (found is None or trouble is not None)
+    needed = gpu and (found is None or (trouble is not None and not package.hidden))
     return {
         "package": package.name,
         "version": found,

@@ -21,6 +21,7 @@ from torch import Tensor
 from hybridlm.errors import SpecError, UnsupportedError, did_you_mean
 
 BACKENDS = ("auto", "reference", "triton", "vendor")
+WITHOUT = "HYBRIDLM_WITHOUT"  # an environment variable: packages, commas between, that are as if they were not there
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels run in Python, on a CPU: slow, but exact
 
 _preferred: str = "auto"
@@ -162,10 +163,17 @@ def memory(device: torch.device | str) -> int | None:
 
 
 # ------------------------------------------------------------------------------------------------------------- packages
+def hidden() -> list[str]:
+    """Packages that are to be as if they were not there, as the environment says."""
+    return [name.strip().replace("-", "_") for name in os.environ.get(WITHOUT, "").split(",") if name.strip()]
+
+
 @cache
 def _probe(module: str, attribute: str) -> tuple[Any, str | None]:
     """The attribute, or why there is none. A package may be installed and yet broken, or built without a part."""
     package = module.partition(".")[0]
+    if package in hidden():
+        return None, f"{package} is hidden by {WITHOUT}"
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:

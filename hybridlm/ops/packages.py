@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-from hybridlm.ops.backend import missing
+from hybridlm.ops.backend import hidden, missing
 
 
 class Package(NamedTuple):
@@ -34,6 +34,11 @@ class Package(NamedTuple):
         """Why something of it cannot be called; None: all of it can. Imports it."""
         reasons = [why for module, attribute in self.called if (why := missing(module, attribute)) is not None]
         return reasons[0] if reasons else None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it is to be as if it were not there."""
+        return self.called[0][0].partition(".")[0] in hidden()
 
     def named_in(self, reason: str) -> bool:
         """Whether a backend was passed over because this package, or a part of it, is not there."""

@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from benchmarks.contest import Contender, Entry, Work, contest
+from benchmarks.contest import AbsentError, Contender, Entry, Work, contest
 from benchmarks.machine import Ceilings
 from benchmarks.run import Run
 
@@ -17,7 +17,14 @@ WORK = Work("case", tokens=10, flops=2e9, bytes=0.0)
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.run.ceilings", lambda device: Ceilings(1e11, 1e10, "float32"))
-    options = {"command": "train", "argv": [], "device": "cpu", "out": str(tmp_path), "time_limit": None}
+    options = {
+        "command": "train",
+        "argv": [],
+        "device": "cpu",
+        "out": str(tmp_path),
+        "time_limit": None,
+        "budget": None,
+    }
     return Run(Namespace(**options, rounds=3, calls=2, warmup=1), "title", "nothing")
 
 
@@ -85,3 +92,29 @@ def test_the_check_comes_before_the_times(run):
     assert log[0] == "check"
     assert log.count("check") == 1
     assert (row.error, row.loss, row.label, row.parameters, row.notes) == (1e-3, 2.0, "fast path", 7, ["tied"])
+
+
+def test_what_fills_the_memory_is_timed_after_the_others(run):
+    log: list[str] = []
+    first = contender("a", log)
+    first.alone = True
+    contest(run, WORK, [first, contender("b", log)])
+    assert "".join(log) == "b" * 9 + "a" * 9
+    assert [row.contender for row in run.rows if row.notes == ["timed alone"]] == ["a"]
+
+
+def test_what_does_not_exist_has_no_row(run):
+    def make() -> Entry:
+        raise AbsentError("there is no such backend")
+
+    log: list[str] = []
+    contest(run, WORK, [Contender("a", make), contender("b", log)])
+    assert [row.contender for row in run.rows] == ["b"]
+
+
+def test_a_budget_says_how_many_calls_a_turn_has(run):
+    """Slow ones three, quick ones as many as fit."""
+    run.args.budget, run.args.rounds = 0.5, 1
+    slow, quick = (Entry(print, seconds=lambda device, s=s: s) for s in (1.0, 0.05))
+    contest(run, WORK, [Contender("slow", lambda: slow), Contender("quick", lambda: quick)])
+    assert [len(row.seconds) for row in run.rows] == [3, 10]

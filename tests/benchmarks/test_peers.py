@@ -7,7 +7,7 @@ import torch
 
 import hybridlm as hl
 from benchmarks.architecture import Architecture, relative
-from benchmarks.peers import require_layers, require_same_size, transformers_peer
+from benchmarks.peers import require_layers, require_same_size, transformers_peer, transformers_shipped_peer
 from hybridlm.ops.backend import found
 
 ARCH = Architecture("(MMMA)1", 64, 16, 16, 97)
@@ -29,6 +29,19 @@ def test_transformers_has_our_logits(both):
         assert relative(peer.prefill(ids)[0], truth[-1]) < 5e-6
     assert peer.parameters == ARCH.cost.parameters
     assert peer.label == "CPU path"
+
+
+def test_transformers_as_it_ships_differs_as_it_says(both):
+    """The same logits, a second matrix of the vocabulary, and its own chunks."""
+    weights, tied = both
+    peer = transformers_shipped_peer.build(ARCH, weights, "cpu", torch.float32)
+    peer.model.eval()
+    ids = torch.randint(1, 97, (2, 40))
+    with torch.no_grad():
+        assert relative(peer.logits(ids)[0], ARCH.truth(weights, ids[0])) < 5e-6
+    assert peer.parameters == tied.parameters + 97 * 64
+    assert peer.notes == ["as it ships: embeddings not tied, chunks of 128"]
+    assert tied.notes == ["embeddings tied by hand"]
 
 
 def test_transformers_trains_on_our_loss(both):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from benchmarks.ratios import kernel_findings
 from benchmarks.rows import Row, failures, records, table
+from benchmarks.whole import generation_findings, training_findings
 
 
 def rows(**times: list[float]) -> list[Row]:
     """Forward rows at lengths 1,024 and 4,096."""
     lengths = ("1,024", "4,096")
+    names = {"selective_scan": "selective scan N=64", "old_scan": "selective scan N=16"}
     return [
         Row(
-            f"{op.replace('_', ' ')}, L={length}, forward",
+            f"{names.get(op, op)}, L={length}, forward",
             "flash_attn" if op == "attention" else "x",
             seconds=[seconds],
         )
@@ -21,8 +23,10 @@ def rows(**times: list[float]) -> list[Row]:
 
 
 def test_ratios_and_crossing():
-    found = kernel_findings(rows(ssd=[2, 2], selective_scan=[4, 10], attention=[1, 4]), [1024, 4096], "forward")
-    assert [said for *_, said in found] == ["2.0 at 1,024, 5.0 at 4,096", "2,048", "2.0 at 4,096"]
+    found = kernel_findings(
+        rows(ssd=[2, 2], old_scan=[1, 1], selective_scan=[4, 10], attention=[1, 4]), [1024, 4096], "forward"
+    )
+    assert [said for *_, said in found] == ["2.0 at 1,024, 5.0 at 4,096", "2,048", "0.5 at 1,024, 2.0 at 4,096"]
     assert kernel_findings(rows(ssd=[2, 2]), [1024, 4096], "forward + backward") == []
 
 
@@ -48,3 +52,24 @@ def test_ratio_is_to_the_fastest_of_ours():
     titles, lines = table(told[:3])
     assert titles == ["case", "contender", "ms", "spread", "x ours", "tokens/s", "of floor"]
     assert lines[2] == ["c", "peer", "4,000", "4,000 .. 4,000", "4.00", "2", "25%"]
+
+
+def test_whole_models_stand_to_the_transformer():
+    times = {"Transformer": [1.0, 3.0], "Mamba-2": [2.0, 1.5], "hybrid": [1.0, None]}
+    told = [
+        Row(f"training L={length}", name, seconds=[time] if time else [])
+        for name, both in times.items()
+        for length, time in zip(("128", "4,096"), both, strict=True)
+    ]
+    assert [said for *_, said in training_findings(told)] == ["0.50 at 128, 2.00 at 4,096", "1.00 at 128"]
+
+
+def test_generation_compares_the_best_of_each():
+    best = {
+        "Transformer": Row("generation batch 64", "Transformer", seconds=[0.5], tokens=64),
+        "Mamba": Row("generation batch 512", "Mamba", seconds=[1.0], tokens=512),
+    }
+    ((what, _, said),) = generation_findings(best)
+    assert "Mamba over an equal Transformer" in what
+    assert said == "4.0 (Mamba 512 tokens/s at batch 512; Transformer 128 tokens/s at batch 64)"
+    assert generation_findings({"Mamba": best["Mamba"]}) == []

@@ -108,3 +108,25 @@ def test_the_compiler_finds_several_modules_of_kernels_that_nobody_has_asked_for
     sum_of_both = use_two(torch.zeros(()))
     monkeypatch.setattr(backend, "_loaded", {})
     assert torch.compile(use_two, fullgraph=True, backend="eager")(torch.zeros(())) == sum_of_both > 4096
+
+
+def test_a_hidden_package_is_as_if_it_were_not_there(monkeypatch):
+    """By the name of its module or of its distribution. json and einops stand for one that is there."""
+    monkeypatch.setattr(backend, "_probe", backend._probe.__wrapped__)
+    assert backend.missing("json", "loads") is None
+    monkeypatch.setenv("HYBRIDLM_WITHOUT", "flash-attn, json")
+    assert backend.hidden() == ["flash_attn", "json"]
+    assert backend.missing("json", "loads") == "json is hidden by HYBRIDLM_WITHOUT"
+    assert backend.missing("json.decoder", "JSONDecoder") is not None
+    assert backend.missing("einops", "rearrange") is None
+    with pytest.raises(UnsupportedError, match="flash_attn is hidden by HYBRIDLM_WITHOUT"):
+        found("flash_attn", "flash_attn_func")
+
+
+def test_without_triton_there_are_no_kernels_of_ours(monkeypatch):
+    monkeypatch.setattr(backend, "_probe", backend._probe.__wrapped__)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(backend, "_loaded", {})
+    monkeypatch.setenv("HYBRIDLM_WITHOUT", "triton")
+    assert backend.triton_missing() == "triton is hidden by HYBRIDLM_WITHOUT"
+    assert kernels("hybridlm.ops.ssd.triton") is None

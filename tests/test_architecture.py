@@ -106,6 +106,23 @@ def test_file_has_one_subject(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
 
 
+def _reads_of_what_was_saved(path: Path) -> list[tuple[str, int]]:
+    functions = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef))
+    return [
+        (
+            f"{_name(path)} {function.name}",
+            sum(isinstance(n, ast.Attribute) and n.attr == "saved_tensors" for n in ast.walk(function)),
+        )
+        for function in functions
+    ]
+
+
+def test_what_was_saved_for_the_backward_pass_is_read_once():
+    """Activation checkpointing computes it again for that, and refuses a second time."""
+    reads = dict(entry for path in FILES for entry in _reads_of_what_was_saved(path))
+    assert max(reads.values()) == 1, [name for name, count in reads.items() if count > 1]
+
+
 # -------------------------------------------------------------------------------------------------------------- habits
 @pytest.mark.parametrize("path", sorted((PACKAGE / "layers").rglob("*.py")), ids=_name)
 def test_layers_ignore_no_argument(path):

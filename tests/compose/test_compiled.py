@@ -124,6 +124,15 @@ def test_checkpointing_changes_no_gradient_by_a_bit(run, every):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("name", mixers.names())
+def test_checkpointing_changes_no_gradient_of_any_mixer(name):
+    model = make(f"[{name}]")
+    expected = in_pieces(model)
+    model.checkpoint_blocks()
+    found = in_pieces(model)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 # ------------------------------------------------------------------------------------------------------------- the loss
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loss_of_a_bare_weight_is_that_of_the_layer(tied, monkeypatch):

@@ -131,6 +131,14 @@ def test_a_window_as_long_as_the_text_is_full_attention():
         torch.testing.assert_close(window_attention(q, k, v, size=size), full)
 
 
+@pytest.mark.parametrize(("t", "s", "size"), [(4, 8, 4), (4, 8, 3), (4, 8, 8), (1, 5, 1), (4, 8, 20)])
+def test_a_window_after_keys_that_all_exist(t, s, size):
+    q, k, v = tensors(t=t, s=s)
+    nowhere = torch.zeros(2, s, dtype=torch.int64)
+    mask = windowed_mask(t, s, size, nowhere == 0, nowhere)
+    assert error(window_attention(q, k, v, size=size), dense(q, k, v, mask)) < 1e-14
+
+
 def test_what_no_query_may_see_has_no_gradient():
     q, k, v = (x.requires_grad_() for x in tensors(t=40, s=40))
     document = (torch.arange(40) >= 17).long().expand(2, 40)

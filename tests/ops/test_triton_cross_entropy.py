@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hybridlm.ops.cross_entropy import linear_cross_entropy
 from hybridlm.ops.cross_entropy.triton import softmax_gradient_
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,3 +29,12 @@ def test_logits_that_are_huge_or_minus_infinity_are_taken_as_they_are():
     loss = softmax_gradient_(logits, torch.tensor([0, 1], device=DEVICE))
     torch.testing.assert_close(loss.cpu(), torch.tensor(2.0).log())
     torch.testing.assert_close(logits.cpu(), torch.tensor([[0.0, 0, 0], [0, -0.5, 0.5]]))
+
+
+def test_targets_may_lie_apart():
+    """As those of the last token of every row do."""
+    x, weight = torch.randn(4, 8, device=DEVICE), torch.randn(9, 8, device=DEVICE)
+    targets = torch.randint(0, 9, (4, 3), device=DEVICE)[:, -1:].flatten()
+    assert targets.stride() == (3,)
+    loss = linear_cross_entropy(x, weight, targets, 3, "triton")
+    torch.testing.assert_close(loss, F.cross_entropy(x @ weight.mT, targets))

@@ -5,7 +5,7 @@ import torch
 
 from hybridlm.layers.linear import Linear
 from hybridlm.ops.backend import trace, use
-from hybridlm.ops.linear import ROWS, linear
+from hybridlm.ops.linear import ROWS, _lacks, linear
 
 LIMITS = {
     torch.float32: 2e-6,
@@ -100,6 +100,12 @@ def test_wide_is_exact_whatever_the_weights(rows, rng):
         y = linear(x, w, b, wide=True, backend="triton")
         assert y.dtype == torch.float32
         assert error(y, torch.nn.functional.linear(x.double(), w.double(), b.double())) < 2e-6
+
+
+def test_a_width_that_does_not_fit_is_left_to_pytorch_to_refuse(rng):
+    x, w, b = drawn((2,), 16, 8, torch.float32, rng)
+    assert _lacks(x, w, b, wide=False) is None
+    assert "one length" in _lacks(x[:, :9], w, b, wide=False)
 
 
 def test_opcheck(rng):

@@ -54,7 +54,7 @@ def window_attention(
     """
     q, k, v = (_as_autocast(x) for x in (q, k, v))
     size, attend = min(size, k.shape[1]), partial(attention, backend=backend)
-    if size == q.shape[1] and seen is None:
+    if size == q.shape[1] == k.shape[1] and seen is None:
         return attend(q, k, v, causal=True, document=document)
     offers = {
         "vendor": Offer(vendor.window_attention, lambda: vendor.window_lacks(q, k, v, seen, document)),

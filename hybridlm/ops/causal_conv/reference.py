@@ -69,7 +69,7 @@ class Taps(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
         history, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(by_formula(_sums, ctx.saved_tensors, (dy,)))
+            return tuple(by_formula(_sums, (history, weight), (dy,)))
         t, dhistory, dweight = dy.shape[1], torch.zeros_like(history), torch.empty_like(weight)
         for j, tap in enumerate(weight):
             dhistory[:, j : j + t].addcmul_(dy, tap)

@@ -113,8 +113,8 @@ def _keep(ctx, inputs: tuple, output: Tensor) -> None:
 
 
 def _pull_back(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    _, _, bias, before, _ = ctx.saved_tensors
-    dx, dw, db, dbefore = _conv_backward(dy, *ctx.saved_tensors, ctx.silu)
+    x, weight, bias, before, document = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
+    dx, dw, db, dbefore = _conv_backward(dy, x, weight, bias, before, document, ctx.silu)
     return dx, dw, None if bias is None else db, None if before is None else dbefore, None, None
 
 

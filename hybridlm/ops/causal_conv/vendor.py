@@ -3,7 +3,7 @@
 Its `seq_idx` keeps documents apart, but the state before the first token is, to it, the first document's: where that is
 not number 0 the state is emptied here. The state that is returned is read off the inputs, as the package gives none
 with documents. It sums the gradients of its weights in whatever order its threads come: the last bits differ from call
-to call, which is why our own kernel is taken before it.
+to call, and where determinism is asked for our own kernel is taken.
 """
 
 import torch
@@ -102,8 +102,8 @@ def _keep(ctx, inputs: tuple, output: Tensor) -> None:
 
 
 def _pull_back(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    _, _, bias, before, _ = ctx.saved_tensors
-    dx, dw, db, dbefore = _conv_backward(dy, *ctx.saved_tensors, ctx.silu)
+    x, weight, bias, before, document = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
+    dx, dw, db, dbefore = _conv_backward(dy, x, weight, bias, before, document, ctx.silu)
     return dx, dw, None if bias is None else db, None if before is None else dbefore, None, None
 
 

@@ -48,7 +48,7 @@ def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns the sum of the losses, float32. A row is read twice and written once.
     """
-    m, v = logits.shape
+    (m, v), targets = logits.shape, targets.contiguous()
     losses = torch.empty(m, dtype=torch.float32, device=logits.device)
     block = min(BLOCK, triton.next_power_of_2(v))
     _rows[(m,)](logits, targets, losses, v, IGNORED, block, num_warps=8)

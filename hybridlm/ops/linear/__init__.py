@@ -38,6 +38,8 @@ def _lacks(x: Tensor, weight: Tensor, bias: Tensor | None, wide: bool) -> str | 
         return why
     if torch.is_autocast_enabled(x.device.type):
         return "the kernel for few rows knows no autocast"
+    if x.shape[-1] != weight.shape[1]:
+        return "x and the weight's rows are not of one length"
     if not 0 < x.shape[:-1].numel() <= ROWS:
         return f"the kernel is for 1 to {ROWS} rows"
     if weight.stride(1) != 1 or (weight.dtype != x.dtype and not wide):

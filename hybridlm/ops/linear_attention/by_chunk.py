@@ -37,10 +37,10 @@ class ByChunk(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy: Tensor, dS: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, first = ctx.saved_tensors[:5]
+        q, k, v, decay, *before = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
+        inputs = (q, k, v, decay)
         if torch.is_grad_enabled():
-            return None, *by_formula(ctx.formula, (*inputs, first), (dy, dS))
-        before = (first, *ctx.saved_tensors[5:])
+            return None, *by_formula(ctx.formula, (*inputs, before[0]), (dy, dS))
         parts, found = list(zip(*(x.unbind(1) for x in inputs), strict=True)), []
         for z in reversed(range(len(parts))):
             *gradients, dS = _backward(*parts[z], before[z], dy[:, z], dS)

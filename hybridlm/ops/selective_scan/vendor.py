@@ -123,8 +123,8 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
 
 
 def _pull_back(ctx, dy: Tensor | None, dh: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, *_, D, _ = ctx.saved_tensors
-    *grads, dD = _scan_backward(x.new_zeros(x.shape) if dy is None else dy, dh, *ctx.saved_tensors)
+    x, *_, D, _ = saved = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
+    *grads, dD = _scan_backward(x.new_zeros(x.shape) if dy is None else dy, dh, *saved)
     return *grads, None if D is None else dD
 
 

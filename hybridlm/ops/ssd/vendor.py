@@ -112,9 +112,9 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
 
 
 def _pull_back(ctx, dy: Tensor | None, dH: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, *_, D, state, _ = ctx.saved_tensors
+    x, *_, D, state, _ = saved = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
     dy = x.new_zeros(x.shape) if dy is None else dy
-    *grads, dD, dstate = _ssd_backward(dy, dH, *ctx.saved_tensors)
+    *grads, dD, dstate = _ssd_backward(dy, dH, *saved)
     return *grads, None if D is None else dD, None if state is None else dstate, None
 
 

@@ -14,11 +14,16 @@ def kernel_lacks(*tensors: Tensor | None) -> str | None:
     given = [v for v in tensors if v is not None]
     if (why := triton_lacks(given[0])) is not None:
         return why
-    if torch.is_grad_enabled() and any(v.requires_grad for v in given):
+    if with_gradients(*given):
         return "the kernels of decoding have no gradients"
     if any(v.dtype not in READ for v in given):
         return "the kernels of decoding read bf16, fp16 and fp32"
     return None
+
+
+def with_gradients(*tensors: Tensor) -> bool:
+    """Whether autograd follows what is done with these."""
+    return torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
 
 
 def step_lacks(

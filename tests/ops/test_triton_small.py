@@ -82,7 +82,7 @@ def test_what_the_kernels_do_not_take(rng):
 
     x, weight = torch.randn(2, 8, generator=rng), torch.ones(8)
     assert taken(rms_norm, x, weight, 1e-5) == "triton"
-    assert taken(rms_norm, x.clone().requires_grad_(), weight, 1e-5) == "reference"
+    assert taken(layer_norm, x.clone().requires_grad_(), weight, weight, 1e-5) == "reference"
     assert taken(rms_norm, x.double(), weight.double(), 1e-5) == "reference"
     assert taken(steps_and_rates, x[:, None], None, weight) == "triton"
     assert taken(steps_and_rates, x[:, None], None, weight.clone().requires_grad_()) == "reference"
@@ -104,7 +104,7 @@ def test_opcheck(rng):
 
     utils = ("test_schema", "test_faketensor")
     x, weight = torch.randn(2, 8, generator=rng), torch.ones(8)
-    torch.library.opcheck(normalise, (x, x.clone(), weight, None, 1e-5, 2, False), test_utils=utils)
+    torch.library.opcheck(normalise, (x, x.clone(), weight, None, 1e-5, 2, False, torch.float32), test_utils=utils)
     torch.library.opcheck(turn, (torch.randn(1, 2, 3, 4), torch.tensor([[0, 1]]), 10000.0), test_utils=utils)
     torch.library.opcheck(steps_rates, (x, weight, torch.ones(3)), test_utils=utils)
     args = torch.randn(2, 4, 3), torch.randn(2, 4, 1), torch.randn(2, 3), torch.randn(2, 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hybridlm.ops.backend import triton_lacks
 from hybridlm.ops.causal_conv.around import around
+from hybridlm.ops.triton_sigmoid import sigmoid
 
 TAPS = 8
 ROWS = 65535  # the second and the third axis of a grid end there
@@ -217,13 +218,6 @@ def _outcome(taps, shift, xs, K: tl.constexpr):
 
 
 @triton.jit
-def _sigmoid(z):
-    """By the root, which takes fewer instructions than a division that minds numbers beyond 2^126."""
-    root = tl.rsqrt(1 + tl.exp2(z * -1.4426950408889634))
-    return root * root
-
-
-@triton.jit
 def _forward(
     x, weight, bias, before, document, y, t, c, stride_b, stride_t,
     K: tl.constexpr, SILU: tl.constexpr, STRETCH: tl.constexpr, CHANNELS: tl.constexpr,
@@ -246,7 +240,7 @@ def _forward(
             xs, os = _push(rows[u].to(tl.float32), xs, K), _push(owners[u], os, K)
             z = _outcome(taps, shift, _of(xs, os, os[0], document, K), K)
             if SILU:
-                z = z * _sigmoid(z)
+                z = z * sigmoid(z)
             tl.store(y_i + u * c + at, z.to(y.dtype.element_ty), mask=live & (i + u < t))
         rows, owners = next_rows, next_owners
 
@@ -310,7 +304,7 @@ def _slope(taps, shift, seen, g, K: tl.constexpr, SILU: tl.constexpr):
     """The gradient of z, of which y is the activation."""
     if SILU:
         z = _outcome(taps, shift, seen, K)
-        s = _sigmoid(z)
+        s = sigmoid(z)
         g *= s + z * (s - s * s)
     return g
 

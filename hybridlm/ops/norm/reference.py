@@ -21,10 +21,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)
 
 
-def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int) -> Tensor:
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int, dtype: torch.dtype) -> Tensor:
     y = rearrange(_widen(y) * F.silu(_widen(z)), "... (g d) -> ... g d", g=groups)
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
-    return (rearrange(y, "... g d -> ... (g d)") * weight).to(weight.dtype)
+    return (rearrange(y, "... g d -> ... (g d)") * weight).to(dtype)
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: int) -> Tensor:

@@ -1,7 +1,4 @@
-"""Normalisation where no gradient is asked for: one kernel a call, a row or a group of one at a time.
-
-The gradients are the reference's: with them a norm is compiled into what stands around it, or costs little beside it.
-"""
+"""Normalisation: one kernel a call, a row or a group of one at a time. `triton_gradients` is its backward pass."""
 
 import torch
 import triton
@@ -9,27 +6,35 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridlm.ops.triton_launch import queue, queued
+from hybridlm.ops.triton_sigmoid import sigmoid
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return normalise(x.reshape(-1, x.shape[-1]), None, weight, None, eps, 1, False).reshape(x.shape)
+    return normalise(x.reshape(-1, x.shape[-1]), None, weight, None, eps, 1, False, weight.dtype).reshape(x.shape)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return normalise(x.reshape(-1, x.shape[-1]), None, weight, bias, eps, 1, True).reshape(x.shape)
+    return normalise(x.reshape(-1, x.shape[-1]), None, weight, bias, eps, 1, True, weight.dtype).reshape(x.shape)
 
 
-def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int) -> Tensor:
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int, dtype: torch.dtype) -> Tensor:
     rows = (v.reshape(-1, v.shape[-1]) for v in (y, z))
-    return normalise(*rows, weight, None, eps, groups, False).reshape(y.shape)
+    return normalise(*rows, weight, None, eps, groups, False, dtype).reshape(y.shape)
 
 
 @torch.library.custom_op("hybridlm::normalise", mutates_args=())
 def normalise(
-    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, groups: int, centre: bool
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    groups: int,
+    centre: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """x, gate (m, d), weight, bias (d) -> (m, d) in the weight's dtype: x silu(gate), each group of d normalised."""
-    (m, d), y = x.shape, x.new_empty(x.shape, dtype=weight.dtype)
+    """x, gate (m, d), weight, bias (d) -> (m, d) of that dtype: x silu(gate), each group of d normalised."""
+    (m, d), y = x.shape, x.new_empty(x.shape, dtype=dtype)
     bias = bias if bias is None else bias.contiguous()
     block = triton.next_power_of_2(d // groups)
     gate_strides = (0, 0) if gate is None else gate.stride()
@@ -42,8 +47,8 @@ def normalise(
 
 
 @normalise.register_fake
-def _(x, gate, weight, bias, eps, groups, centre):
-    return x.new_empty(x.shape, dtype=weight.dtype)
+def _(x, gate, weight, bias, eps, groups, centre, dtype):
+    return x.new_empty(x.shape, dtype=dtype)
 
 
 @triton.jit
@@ -60,7 +65,7 @@ def _normalise(
     w = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
     if gate is not None:
         g = tl.load(gate + row * gate_row + at * gate_column, mask=inside, other=0.0).to(tl.float32)
-        v = v * g * tl.sigmoid(g)
+        v = v * g * sigmoid(g)
     if CENTRE:
         v = tl.where(inside, v - tl.sum(v, axis=0) / d, 0.0)
     v = v * tl.rsqrt(tl.sum(v * v, axis=0) / d + eps) * w

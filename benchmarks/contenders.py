@@ -34,6 +34,20 @@ def listed(text: str, known: tuple[str, ...], option: str) -> list[str]:
     return names
 
 
+def whole_numbers(text: str, option: str) -> list[int]:
+    """The numbers between commas. ValueError: something else."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if wrong := [part for part in parts if not part.isdecimal() or int(part) == 0]:
+        raise ValueError(f"{option}: {', '.join(wrong)}; it takes whole numbers with commas between")
+    return [int(part) for part in parts]
+
+
+def check(args: Namespace) -> None:
+    """ValueError, before anything is built: a contender that there is not."""
+    paths(args)
+    listed(args.peer, KNOWN, "--peer")
+
+
 def paths(args: Namespace) -> list[str]:
     """Ours, as the options say: by default the best on a GPU, and plain calls on a CPU."""
     asked = listed(args.ours, PATHS, "--ours")

@@ -52,6 +52,8 @@ def dtype_of(args: Namespace) -> torch.dtype:
 
 def decode(args: Namespace) -> int:
     """Time a token: a generation of `new` + 1 tokens less one of a single token, which is the prompt's."""
+    contenders.check(args)
+    batches = contenders.whole_numbers(args.batches, "--batches")
     arch, dtype = Architecture.of(args), dtype_of(args)
     run = Run(
         args,
@@ -59,7 +61,7 @@ def decode(args: Namespace) -> int:
         DECODE_ERROR,
     )
     weights = arch.weights(args.device, args.seed)
-    for batch in map(int, args.batches.split(",")):
+    for batch in batches:
         context, ids = args.prompt + args.new // 2, prompts(arch, batch, args)
         flops = batch * arch.cost.decoding(context).matmul
         work = Work(f"batch {batch}", batch, flops, arch.token_bytes(context, batch, dtype))
@@ -69,6 +71,8 @@ def decode(args: Namespace) -> int:
 
 def prefill(args: Namespace) -> int:
     """Time the reading of a prompt into an empty cache, up to the logits of its last token."""
+    contenders.check(args)
+    batches = contenders.whole_numbers(args.batches, "--batches")
     arch, dtype = Architecture.of(args), dtype_of(args)
     run = Run(
         args,
@@ -76,7 +80,7 @@ def prefill(args: Namespace) -> int:
         PREFILL_ERROR,
     )
     weights = arch.weights(args.device, args.seed)
-    for batch in map(int, args.batches.split(",")):
+    for batch in batches:
         ids = prompts(arch, batch, args)
         truth = arch.truth(weights, ids[0])[-1]
         free(args.device)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from math import exp, log
 
 from benchmarks import ops
-from benchmarks.contenders import listed
+from benchmarks.contenders import listed, whole_numbers
 from benchmarks.ops.attention import attention_case
 from benchmarks.ops.recurrences import scan_case, ssd_case
 from benchmarks.rows import Row
@@ -42,10 +42,11 @@ def add_options(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> int:
     """Kernels, then whole models."""
+    ops.check(args)
     parts, s = listed(args.parts, PARTS, "--parts"), ops.sizes(args)
     run = Run(args, f"ratios, {s.tokens:,} tokens", ERROR)
     standard = LENGTHS if s.device.startswith("cuda") else [64, 256]
-    lengths = [int(number) for number in args.lengths.split(",") if number] or standard
+    lengths = whole_numbers(args.lengths, "--lengths") or standard
     lengths = [length for length in lengths if length <= s.tokens]
     if "kernels" in parts:
         kernels(run, s, lengths)

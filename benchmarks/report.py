@@ -42,7 +42,10 @@ def read(path: Path) -> dict:
     file = path / "result.json" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{path}: no result.json of a run")
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: no result.json of a run: {error}") from error
 
 
 def replaced(text: str, command: str, body: str) -> str:

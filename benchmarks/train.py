@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -34,19 +35,23 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def shapes(text: str) -> list[tuple[int, int]]:
-    """ "8x4096,2x16384" -> pairs."""
-    return [tuple(int(number) for number in shape.split("x")) for shape in text.split(",")]
+    """ "8x4096,2x16384" -> pairs. ValueError: something else."""
+    pairs = [re.fullmatch(r"\s*([1-9]\d*)x([1-9]\d*)\s*", shape) for shape in text.split(",")]
+    if None in pairs:
+        raise ValueError(f"--shapes: {text!r}; it takes batch x length with commas between, such as 8x4096,2x16384")
+    return [(int(pair[1]), int(pair[2])) for pair in pairs]
 
 
 def main(args: Namespace) -> int:
     """A contest for every shape."""
-    arch = Architecture.of(args)
+    contenders.check(args)
+    wanted, arch = shapes(args.shapes), Architecture.of(args)
     run = Run(args, f"training {arch.pattern}, d_model {arch.d_model}", ERROR)
     weights = arch.weights(args.device, args.seed)
-    probe = prompts(arch, 1, args, min(PROBE, max(t for _, t in shapes(args.shapes))))
+    probe = prompts(arch, 1, args, min(PROBE, max(t for _, t in wanted)))
     truth = arch.truth(weights, probe[0]).float()
     free(args.device)
-    for batch, length in shapes(args.shapes):
+    for batch, length in wanted:
         work = Work(f"{batch} x {length}", batch * length, *_needs(arch, batch, length))
         contest(run, work, _contenders(arch, weights, args, prompts(arch, batch, args, length), probe, truth))
     return run.finish()

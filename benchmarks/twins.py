@@ -40,12 +40,13 @@ def main(args: Namespace) -> int:
     """Training step, prefill and decoding. ValueError: another device."""
     if args.device != "cpu":
         raise ValueError("twins are timed on a CPU; see train, decode and prefill for a GPU")
+    contenders.check(args)
+    wanted = contenders.listed(args.cases, CASES, "--cases")
     torch.set_num_threads(args.threads)
     arch = Architecture.of(args)
     size = f"{arch.cost.parameters / 1e6:.1f} M parameters"
     run = Run(args, f"CPU twins: {arch.pattern}, d_model {arch.d_model}, {size}, float32", ERROR)
     weights = arch.weights("cpu", args.seed)
-    wanted = contenders.listed(args.cases, CASES, "--cases")
     for case, tokens, flops, make in _cases(arch, args):
         if case.split()[0] not in wanted:
             continue

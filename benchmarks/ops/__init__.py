@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.contenders import listed
+from benchmarks.contenders import listed, whole_numbers
 from benchmarks.contest import AbsentError, Contender, Entry, Work, contest
 from benchmarks.ops import attention, lti, pointwise, recurrences
 from benchmarks.ops.case import Case, Sizes, Tensors, Way, error_of, leaves
+from benchmarks.peers import KNOWN
 from benchmarks.run import Run
 from benchmarks.timing import free, largest_block
 from hybridlm.errors import UnsupportedError
@@ -60,12 +61,20 @@ def sizes(args: Namespace) -> Sizes:
     return replace(found, tokens=args.tokens) if args.tokens else found
 
 
+def check(args: Namespace) -> None:
+    """ValueError, before anything is measured: a length, backend or package that there is not."""
+    whole_numbers(args.lengths, "--lengths")
+    listed(args.backends, backend.BACKENDS, "--backends")
+    listed(args.peer, KNOWN, "--peer")
+
+
 def main(args: Namespace) -> int:
     """Every op at every length; the most important first."""
+    check(args)
     names, s = listed(args.ops, tuple(CASES), "--ops"), sizes(args)
     run = Run(args, f"ops, {s.tokens:,} tokens, {str(s.dtype).removeprefix('torch.')}", ERROR)
     standard = [128, 512, 2048, 4096, 16384, 65536] if s.device.startswith("cuda") else [64, 256]
-    lengths = [int(number) for number in args.lengths.split(",") if number] or standard
+    lengths = whole_numbers(args.lengths, "--lengths") or standard
     for name in names:
         once = min(ONCE.get(name, 0), s.tokens)
         for length in [once] if once else [length for length in lengths if length <= s.tokens]:
@@ -75,7 +84,7 @@ def main(args: Namespace) -> int:
 
 def measure(run: Run, case: Case, peers: str, backends: str, backward: bool = True) -> None:
     """Rows of a case: forward, and forward with backward."""
-    asked = set(listed(peers, ("mamba_ssm", "fla", "transformers"), "--peer"))
+    asked = set(listed(peers, KNOWN, "--peer"))
     ways = {name: way for name, way in case.ways.items() if _takes_part(name, way, asked, backends)}
     torch.manual_seed(run.args.seed)
     try:

@@ -90,9 +90,34 @@ def test_time_limit_ends_a_run_in_order(tmp_path):
     assert row["why"] == "the time limit came first"
 
 
-def test_wrong_options_are_told(capsys):
-    assert main(["train", *CALLS["train"], *QUICK, "--peer", "keras"]) == 2
-    assert "unknown keras; known: mamba_ssm, transformers, transformers_shipped, fla" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["train", "--peer", "keras"],
+            "--peer: unknown keras; known: mamba_ssm, transformers, transformers_shipped, fla",
+        ),
+        (["train", "--ours", "fast"], "--ours: unknown fast; known: eager, compile, graph"),
+        (["train", "--shapes", "2by3"], "--shapes: '2by3'; it takes batch x length"),
+        (["decode", "--batches", "1,x"], "--batches: x; it takes whole numbers"),
+        (["prefill", "--batches", "0"], "--batches: 0; it takes whole numbers"),
+        (["twins", "--cases", "sleep"], "--cases: unknown sleep"),
+        (["ops", "--lengths", "-1"], "--lengths: -1; it takes whole numbers"),
+        (["ops", "--backends", "cuda"], "--backends: unknown cuda; known: auto, reference, triton, vendor"),
+        (["ratios", "--peer", "keras"], "--peer: unknown keras"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_told_before_anything_is_built(monkeypatch, capsys, options, said):
+    monkeypatch.setattr("benchmarks.run.Run.__init__", None)
+    assert main(options) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_report_names_the_file_that_it_cannot_read(tmp_path, capsys):
+    (tmp_path / "notes.md").write_text("# Notes")
+    assert main(["report", str(tmp_path / "notes.md")]) == 2
+    assert "notes.md: no result.json of a run" in capsys.readouterr().err
 
 
 def test_an_op_without_the_backends_asked_for_is_timed_plain(tmp_path):

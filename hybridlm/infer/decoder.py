@@ -51,7 +51,7 @@ class Decoder:
         cuda_graph: bool | None = None,
     ):
         self.model, self.sampler = model, sampler
-        Draws(seed, state.batch)
+        Draws(seed, state.batch)  # a wrong seed is told before the state is consumed
         mark = graphs.wanted(model, cuda_graph, graphs.WORTH)
         self._strict, self._recording = cuda_graph is True, mark is not None
         self._stops = stops = stop_tokens(stop, model.spec.vocab_size)

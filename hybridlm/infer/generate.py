@@ -48,7 +48,6 @@ def generate(
     stop: token ids that end a row; the token itself is kept.
     seed: of the draws. Row i draws with seed + i (or seed[i]), whatever else is in the batch: it gives the tokens that
         its prompt gives alone with seed + i, up to rounding in the logits.
-
     cuda_graph: on a GPU, each step is recorded once and then replayed, which saves the cost of launching its kernels,
         and gives the same tokens. None: where that pays; False: never; True: always, from the first step. A model keeps
         what was recorded for its next call of these sizes, up to a sixteenth of the GPU's memory;
@@ -57,9 +56,10 @@ def generate(
     Returns int64 on the device of ids. For a tensor: (b, t + n), n the most steps a row took; after its stop token a
     row is filled with that token. For a list: a list of 1-D tensors, each ending with its own last token.
 
-    SpecError: no language model, an empty prompt, an id outside the vocabulary, a value out of range. StateError: a
-    state that is spent, of another model or batch, or too small. The model's mode (train or eval) is as before; dropout
-    is off meanwhile.
+    SpecError: no language model, an empty prompt, an id outside the vocabulary, a value out of range, cuda_graph=True
+    without a GPU. UnsupportedError: cuda_graph=True and a model with forward hooks, or one that cannot be recorded.
+    StateError: a state that is spent, of another model or batch, or too small. CheckpointError: logits that are not
+    finite. The model's mode (train or eval) is as before; dropout is off meanwhile.
     """
     sampler = Sampler(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
@@ -98,7 +98,7 @@ class Stream:
         self._left = whole("max_new_tokens", max_new_tokens, low=0)
         self.prompts = Prompts.read(ids, valid, model.spec.vocab_size)
         stop, lengths = stop_tokens(stop, model.spec.vocab_size), self.prompts.lengths
-        Draws(seed, len(lengths))
+        Draws(seed, len(lengths))  # a wrong seed is told before a state is consumed
         replays = graphs.wanted(model, cuda_graph, max_new_tokens) is not None
         state = _state_for(model, lengths, max_new_tokens, state, replays)
         how = {"sampler": sampler, "seed": seed, "stop": stop, "cuda_graph": cuda_graph if replays else False}

@@ -10,6 +10,7 @@ Two things are settled here once, so that no layer has to think of them:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -164,7 +165,8 @@ class Cursor:
         ctx, after, segment = _read(x, valid, segment_ids, self.position, self.segment)
         if recorded(x):
             known, over = None, self.over if segment_ids is None else [True] * len(self.over)
-            past, extent = (0, x.shape[1]) if fresh() else (max_length or 0, max_length or 0)
+            most = sys.maxsize if max_length is None else max_length
+            past, extent = (0, x.shape[1]) if fresh() else (most, most)
         else:
             known, over = self._count(x.shape[1], ctx, after, max_length)
             past, extent = max(self.lengths, default=0), max(known, default=0)

@@ -6,6 +6,7 @@ import torch
 from hybridlm.context import Cursor
 from hybridlm.errors import StateError
 from hybridlm.recording import fresh, recorded, recording
+from hybridlm.registry import mixers
 
 X = torch.zeros(2, 3)
 
@@ -47,3 +48,24 @@ def test_documents_may_have_begun_over_others():
     with recording():
         cursor.open(X, segment_ids=torch.tensor([[0, 0, 1], [0, 0, 0]]), max_length=8)
     assert cursor.over == [True, True]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", mixers.names())
+def test_a_mixer_on_its_own_gives_the_same_recorded(name):
+    """Though its state may know of no greatest length."""
+    kind = mixers.get(name)
+    sizes = {"window": 6} if name == "sliding_window" else {}
+    mixer, x = kind(kind.Config(**sizes), 8).double(), torch.randn(2, 12, 8, dtype=torch.float64)
+
+    def read(each: int) -> torch.Tensor:
+        state, ys = mixer.init_state(2, 64, dtype=torch.float64), []
+        for part in x.split(each, dim=1):
+            y, state = mixer(part, state)
+            ys.append(y)
+        return torch.cat(ys, dim=1)
+
+    expected = read(12)
+    with recording():
+        for each in (1, 4):
+            torch.testing.assert_close(read(each), expected)

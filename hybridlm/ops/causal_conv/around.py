@@ -1,4 +1,4 @@
-"""What stands around a kernel of the convolution: pads, the last inputs, and whose the state is."""
+"""What stands around a kernel of the convolution: pads, the last inputs, whose the state is, shapes, the derivative."""
 
 from collections.abc import Callable
 
@@ -39,3 +39,30 @@ def _last(x: Tensor, before: Tensor | None, count: int, lengths: Tensor | None, 
     before = x.new_zeros(x.shape[0], count, x.shape[2]) if before is None else before
     owner = None if document is None else F.pad(document, (count, 0))
     return last_inputs(torch.cat([before, x], dim=1), count, lengths, owner).to(before.dtype)
+
+
+def register(conv: Callable, backward: Callable) -> None:
+    """Tell torch the shapes of two custom ops, and that the second gives the gradients of the first.
+
+    conv: as `around` calls it. backward: (dy, what conv takes) -> gradients of x, weight, bias, before; empty for what
+    is None.
+    """
+    conv.register_fake(lambda x, *rest: x.new_empty(x.shape))
+    backward.register_fake(_gradients_like)
+
+    def pull_back(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, before, document = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
+        dx, dw, db, dbefore = backward(dy, x, weight, bias, before, document, ctx.silu)
+        return dx, dw, None if bias is None else db, None if before is None else dbefore, None, None
+
+    conv.register_autograd(pull_back, setup_context=_keep)
+
+
+def _gradients_like(dy, x, weight, bias, before, document, silu) -> tuple[Tensor, ...]:
+    inputs = (x, weight, weight[:0, 0] if bias is None else bias, x[0, 0, :0] if before is None else before)
+    return tuple(v.new_empty(v.shape) for v in inputs)
+
+
+def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.silu = inputs[5]

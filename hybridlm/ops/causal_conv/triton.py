@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridlm.ops.backend import triton_lacks
-from hybridlm.ops.causal_conv.around import around
+from hybridlm.ops.causal_conv.around import around, register
 from hybridlm.ops.triton_sigmoid import sigmoid
 
 TAPS = 8
@@ -49,11 +49,6 @@ def _conv(
     return y
 
 
-@_conv.register_fake
-def _(x, weight, bias, before, document, silu):
-    return x.new_empty(x.shape)
-
-
 @torch.library.custom_op("hybridlm::causal_conv1d_triton_backward", mutates_args=())
 def _conv_backward(
     dy: Tensor,
@@ -74,12 +69,6 @@ def _conv_backward(
     dbias = weight.new_empty(0) if bias is None else sums[k].to(bias.dtype)
     dweight = sums[:k].T.clone(memory_format=torch.contiguous_format).to(weight.dtype)
     return dx, dweight, dbias, dbefore
-
-
-@_conv_backward.register_fake
-def _(dy, x, weight, bias, before, document, silu):
-    inputs = (x, weight, weight[:0, 0] if bias is None else bias, x[0, 0, :0] if before is None else before)
-    return tuple(v.new_empty(v.shape) for v in inputs)
 
 
 def _launch(kernel, registers: int | None, x, weight, bias, before, document, silu, *outputs) -> None:
@@ -108,18 +97,7 @@ def _stretch(b: int, t: int, c: int) -> int:
     return min(STRETCH, max(SHORTEST, triton.next_power_of_2(wanted + 1) // 2))
 
 
-def _keep(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.silu = inputs[5]
-
-
-def _pull_back(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, before, document = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
-    dx, dw, db, dbefore = _conv_backward(dy, x, weight, bias, before, document, ctx.silu)
-    return dx, dw, None if bias is None else db, None if before is None else dbefore, None, None
-
-
-_conv.register_autograd(_pull_back, setup_context=_keep)
+register(_conv, _conv_backward)
 
 
 # -------------------------------------------------------------------------------------------------------------- kernels

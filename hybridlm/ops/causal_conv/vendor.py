@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.ops.backend import found, missing
-from hybridlm.ops.causal_conv.around import around
+from hybridlm.ops.causal_conv.around import around, register
 
 FUNCTIONS = "causal_conv1d.cpp_functions"
 EVEN = 8  # channels that it loads at a time
@@ -52,11 +52,6 @@ def _conv(
     return run(x, weight, bias, document, before, None, silu).transpose(1, 2).contiguous()
 
 
-@_conv.register_fake
-def _(x, weight, bias, before, document, silu):
-    return x.new_empty(x.shape)
-
-
 @torch.library.custom_op("hybridlm::causal_conv1d_backward", mutates_args=())
 def _conv_backward(
     dy: Tensor,
@@ -76,12 +71,6 @@ def _conv_backward(
     return dx.transpose(1, 2).contiguous(), dw, weight.new_empty(0) if bias is None else db, dbefore
 
 
-@_conv_backward.register_fake
-def _(dy, x, weight, bias, before, document, silu):
-    inputs = (x, weight, weight[:0, 0] if bias is None else bias, x[0, 0, :0] if before is None else before)
-    return tuple(v.new_empty(v.shape) for v in inputs)
-
-
 def _in_order(
     x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None, document: Tensor | None
 ) -> tuple[Tensor | None, ...]:
@@ -96,15 +85,4 @@ def _channels_last(x: Tensor) -> Tensor:
     return (x if even and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)).transpose(1, 2)
 
 
-def _keep(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.silu = inputs[5]
-
-
-def _pull_back(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, before, document = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
-    dx, dw, db, dbefore = _conv_backward(dy, x, weight, bias, before, document, ctx.silu)
-    return dx, dw, None if bias is None else db, None if before is None else dbefore, None, None
-
-
-_conv.register_autograd(_pull_back, setup_context=_keep)
+register(_conv, _conv_backward)

@@ -45,7 +45,8 @@ SPECIAL_RATE = 16 * 1.83e9
 
 def add_options(parser: ArgumentParser) -> None:
     """What, how long, by whom."""
-    parser.add_argument("--ops", default=",".join(CASES), help=f"commas between; default all: {','.join(CASES)}")
+    known = ",".join(CASES)
+    parser.add_argument("--ops", default=known, help=f"commas between; ssd:4096 at that length alone; default {known}")
     parser.add_argument("--lengths", default="", help="default 128,512,2048,4096,16384,65536; shorter on a CPU")
     parser.add_argument("--tokens", type=int, help="of a call, in rows of each length; default 65536, 1024 on a CPU")
     parser.add_argument("--backends", default="triton,vendor", help="of ours; default triton,vendor; plain: reference")
@@ -71,19 +72,28 @@ def check(args: Namespace) -> None:
 def main(args: Namespace) -> int:
     """Every op at every length; the most important first."""
     check(args)
-    names, s = listed(args.ops, tuple(CASES), "--ops"), sizes(args)
+    own, s = _own_lengths(args.ops), sizes(args)
+    names = listed(",".join(own), tuple(CASES), "--ops")
     run = Run(args, f"ops, {s.tokens:,} tokens, {str(s.dtype).removeprefix('torch.')}", ERROR)
     standard = [128, 512, 2048, 4096, 16384, 65536] if s.device.startswith("cuda") else [64, 256]
     lengths = whole_numbers(args.lengths, "--lengths") or standard
     for name in names:
-        once = min(ONCE.get(name, 0), s.tokens)
+        once = min(own[name] or ONCE.get(name, 0), s.tokens)
         for length in [once] if once else [length for length in lengths if length <= s.tokens]:
             measure(run, CASES[name](s, length), args.peer, args.backends, not args.forward_only)
     return run.finish()
 
 
+def _own_lengths(text: str) -> dict[str, int]:
+    """ "ssd:4096,attention" -> {"ssd": 4096, "attention": 0}. ValueError: what stands after the colon is no length."""
+    parts = [part.strip().partition(":") for part in text.split(",") if part.strip()]
+    return {name: whole_numbers(length, "--ops")[0] if length else 0 for name, _, length in parts}
+
+
 def measure(run: Run, case: Case, peers: str, backends: str, backward: bool = True) -> None:
     """Rows of a case: forward, and forward with backward."""
+    if run.left < 0:
+        return run.say(f"{case.name}: the time limit came first")
     asked = set(listed(peers, KNOWN, "--peer"))
     ways = {name: way for name, way in case.ways.items() if _takes_part(name, way, asked, backends)}
     torch.manual_seed(run.args.seed)

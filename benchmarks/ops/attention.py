@@ -54,7 +54,7 @@ def _ways(window: int | None, chosen: bool) -> dict[str, Way]:
         found = ours(lambda g, name: attention(**g, causal=True, backend=name), ("auto", "reference"))
         found["torch cudnn"] = _sdpa(SDPBackend.CUDNN_ATTENTION)
         found["torch flash"] = _sdpa(SDPBackend.FLASH_ATTENTION)
-    found = {name: way for name, way in found.items() if chosen or name != "hybridlm auto"}
+    found = {name: way for name, way in found.items() if chosen or not way.ours}
     return found | {"flash_attn": _flash(window)}
 
 

@@ -127,6 +127,15 @@ def test_an_op_without_the_backends_asked_for_is_timed_plain(tmp_path):
     assert [row["contender"] for row in rows] == ["hybridlm reference"]  # no row of a backend that there is not
 
 
+def test_an_op_may_have_a_length_of_its_own(tmp_path):
+    options = ["--ops", "attention,ssd:32,loss", "--lengths", "64", "--tokens", "64", "--backends", "reference"]
+    assert main(["ops", *options, *QUICK, "--forward-only", "--out", str(tmp_path)]) == 0
+    rows = [row for row in json.loads((tmp_path / "result.json").read_text())["rows"] if row["ours"]]
+    assert [row["case"].split(", ")[1] for row in rows if row["error"] < 1e-5][:-1] == ["L=64", "L=64", "L=32"]
+    assert {"took vendor"} <= {note for row in rows for note in row["notes"]}
+    assert main(["ops", "--ops", "ssd:long", *QUICK]) == 2
+
+
 def test_a_command_has_defaults_of_its_own(monkeypatch):
     seen = {}
     monkeypatch.setattr("benchmarks.twins.main", lambda args: seen.update(vars(args)) or 0)

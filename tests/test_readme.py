@@ -160,9 +160,9 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/describe.md", "docs/presets.md", "docs/generate.md"])
 def test_python_runs(page, place):
-    (block,) = _blocks("python", page)
     namespace: dict = {"__name__": "__main__"}
-    exec(compile(block, page, "exec"), namespace)
+    for block in _blocks("python", page):  # one after the other, as they are read
+        exec(compile(block, page, "exec"), namespace)
     shapes = {"README.md": ("text", (2, 30)), "docs/generate.md": ("out", (2, 18))}
     if page in shapes:
         name, shape = shapes[page]

@@ -4,14 +4,17 @@ Qwen3.5's names of parameters are ours; Qwen3-Next has the rows of its projectio
 random first, biases and norms too, and exchanging entries of any one of them must be seen.
 """
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
 from einops import rearrange
 from transformers.cache_utils import DynamicCache
+from transformers.models.qwen3_5 import modeling_qwen3_5
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextConfig as Qwen3_5Config
+from transformers.models.qwen3_next import modeling_qwen3_next
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextConfig, Qwen3NextGatedDeltaNet
 
 from hybridlm.layers.gated_deltanet import GatedDeltaNet
@@ -44,6 +47,14 @@ def ours():
 
 
 NAMES = [name for name, _ in ours().named_parameters()]
+
+
+@pytest.fixture(autouse=True)
+def in_plain_pytorch(monkeypatch):
+    """Their own formulas, and not the kernels of fla, which they take where it is installed, GPU or not."""
+    for module in (modeling_qwen3_5, modeling_qwen3_next):
+        for name in ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"):
+            monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
 
 
 def in_our_names(weights):

@@ -48,7 +48,7 @@ def step(
     state = x.new_zeros(b, h, p, n) if state is None else state
     u = (x * dt[..., None]).reshape(b, g, -1, 1)  # heads of a group and their channels as one: (b, g, r p, 1)
     B, C = B[:, 0, :, None], C[:, 0, ..., None]
-    if in_place and state.dtype == x.dtype and state.is_contiguous():
+    if in_place and state.dtype == x.dtype and state.is_contiguous() and not state.requires_grad:
         H = state.mul_(decay)
         flat = H.view(b, g, -1, n).addcmul_(u, B)
     else:

@@ -204,7 +204,12 @@ def test_an_op_that_is_wrong_fails_and_so_does_one_that_raises(run, monkeypatch)
 
 
 def test_a_device_or_dtype_that_is_not_there(run):
-    for argv, said in ((["--device", "cuda:7"], "cuda"), (["--device", "tpux"], "tpux"), (["--dtype", "int8"], "int8")):
-        code, out, err = run("M", *argv)
+    for name, value, said in (
+        ("device", "cuda:7", "cuda"),
+        ("device", "tpux", "tpux"),
+        ("device", "meta", "no numbers"),
+        ("dtype", "int8", "int8"),
+    ):
+        code, out, err = run("M", f"--{name}", value)
         assert (code, out) == (2, "")
         assert said in err

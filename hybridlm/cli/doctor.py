@@ -42,6 +42,8 @@ def doctor(
 
     about = examine()
     device = str(require_device(device or about["devices"][-1]["name"], SpecError))
+    if device == "meta":
+        raise SpecError("device: meta holds no numbers that could be tested; use cpu or a GPU")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     found = layers(model, device, dtype) if model else None
     about |= {"layers": found, "faster": faster(found) if found else None}

@@ -68,6 +68,6 @@ def _milliseconds(example: Example, device: str) -> float:
             start = time.perf_counter()
             example("auto")
             if device != "cpu":
-                torch.cuda.synchronize(device)
+                torch.accelerator.synchronize(device)
             times.append(time.perf_counter() - start)
     return 1e3 * times[-1]

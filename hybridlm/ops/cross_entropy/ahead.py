@@ -65,7 +65,7 @@ def _softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     total = wide.logsumexp(dim=1, keepdim=True)
     losses = (total - wide.gather(1, picked)).squeeze(1)
     p = (wide - total).exp_()
-    p.scatter_add_(1, picked, p.new_tensor(-1.0).expand(picked.shape))
+    p.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=p.dtype))
     return torch.where(counts, losses, 0).sum(), p.masked_fill_(~counts[:, None], 0).to(logits.dtype)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hybridlm.ops.backend import INTERPRETING, triton_lacks
 from hybridlm.ops.ssd import triton_backward
+from hybridlm.ops.ssd.derivative import register
 from hybridlm.ops.ssd.triton_read import read
 from hybridlm.ops.ssd.triton_scan import scan
 from hybridlm.ops.ssd.triton_states import Tuning, sizes, states, steps, tuning
@@ -51,25 +52,7 @@ def _ssd(
     return forward(x, dt, A, B, C, D, state, document, tuning(x, B))
 
 
-@_ssd.register_fake
-def _(x, dt, A, B, C, D, state, document):
-    last = x.new_empty(x.shape[0], *x.shape[2:], B.shape[3], dtype=torch.float32)
-    return x.new_empty(x.shape), last
-
-
-def _keep(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, dy, dlast):
-    x, dt, A, B, C, D, state, document = ctx.saved_tensors
-    dy = torch.zeros_like(x) if dy is None else dy
-    dx, ddt, dA, dB, dC, dD, dstate = triton_backward.gradients(dy, dlast, x, dt, A, B, C, D, state, document)
-    return dx, ddt, dA, dB, dC, None if D is None else dD, None if state is None else dstate, None
-
-
-_ssd.register_autograd(_backward, setup_context=_keep)
+register(_ssd, triton_backward.gradients)
 
 
 def forward(x, dt, A, B, C, D, state, document, tuning: Tuning) -> tuple[Tensor, Tensor]:

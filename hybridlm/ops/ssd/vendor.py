@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.ops.backend import found, missing
+from hybridlm.ops.ssd.derivative import register
 
 COMBINED = "mamba_ssm.ops.triton.ssd_combined"
 CHUNK = 256  # the fastest of its chunks
@@ -72,11 +73,6 @@ def _ssd(
     return y, H
 
 
-@_ssd.register_fake
-def _(x, dt, A, B, C, D, state, document):
-    return x.new_empty(x.shape), dt.new_empty(x.shape[0], *x.shape[2:], B.shape[-1])
-
-
 @torch.library.custom_op("hybridlm::mamba_ssm_ssd_backward", mutates_args=())
 def _ssd_backward(
     dy: Tensor,
@@ -106,16 +102,4 @@ def _(dy, dH, x, dt, A, B, C, D, state, document):
     return tuple(v.new_empty(v.shape) for v in inputs)
 
 
-def _keep(ctx, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.set_materialize_grads(False)
-
-
-def _pull_back(ctx, dy: Tensor | None, dH: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, *_, D, state, _ = saved = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
-    dy = x.new_zeros(x.shape) if dy is None else dy
-    *grads, dD, dstate = _ssd_backward(dy, dH, *saved)
-    return *grads, None if D is None else dD, None if state is None else dstate, None
-
-
-_ssd.register_autograd(_pull_back, setup_context=_keep)
+register(_ssd, _ssd_backward)

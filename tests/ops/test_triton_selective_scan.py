@@ -125,6 +125,27 @@ def test_long_memory():
     assert abs((1 - held.item()) / (1 - decay**t) - 1) < 1e-5
 
 
+@pytest.mark.parametrize("dt", [0.05, 1.0, 6.0, 12.0])
+def test_what_strong_decays_leave(dt):
+    """Nothing is written: what is left of the state, and the gradients by it alone, are right relatively."""
+    args, _ = inputs(5)
+    args[0], args[1], args[2] = 0 * args[0], torch.full_like(args[1], dt), -torch.ones_like(args[2])
+    ours = everything(triton.selective_scan, args, None)[1:]
+    true = everything(reference.selective_scan, args, None, torch.float64)[1:]
+    for i in (0, 3, 7):  # the last state, dA, dstate
+        assert error(ours[i], true[i]) < 5e-6, i
+
+
+def test_where_nothing_is_left():
+    """exp(dt A) = 0 in float32 forgets all, and a NaN stays one."""
+    args, _ = inputs(3)
+    args[0], args[1] = 0 * args[0], torch.full_like(args[1], 1e3)
+    args[2] = -torch.ones_like(args[2])
+    assert not triton.selective_scan(*args, None, False)[1].any()
+    args[1][0, 1, 0] = torch.nan
+    assert triton.selective_scan(*args, None, False)[1][0, 0].isnan().all()
+
+
 def test_strides_do_not_matter_and_inputs_stay():
     args, _ = inputs(9, d=5, n=3)
     wide = torch.randn(1, 9, 20, device=DEVICE)

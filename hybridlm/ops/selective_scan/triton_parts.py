@@ -1,8 +1,9 @@
 """What the kernels of the selective scan are put together from.
 
-A decay is exp(dt A) = 1 + e with e = expm1(dt A), e = -1 where a document begins: near 1, exp in float32 would leave
-little of 1 - exp(dt A), which is what a long memory is made of. Where x has less than float32 (FINE is off), exp2 as a
-GPU has it is exact enough, and half the work.
+Where a decay exp(dt A) is near 1, float32 leaves little of 1 - exp(dt A), which is what a long memory is made of; where
+it is near 0, 1 + expm1(dt A) leaves little of the decay. FINE takes each in its place, and one number holds both, as
+dt A <= 0: e > 0 is the decay, e <= 0 is the decay less 1, e = -1 where nothing is left. Where x has less than float32
+(FINE is off), e is the decay: exp2 as a GPU has it is exact enough, and half the work.
 """
 
 import triton
@@ -24,12 +25,12 @@ def exp2(z):
 
 @triton.jit
 def fading(dt, A, begins, PACKED: tl.constexpr, FINE: tl.constexpr):
-    """exp(dt A) of A log2(e), 0 where a document begins. FINE: less 1, and by its series near 0."""
+    """e of dt A, of A log2(e), and of 0 where a document begins. FINE: by the series of expm1 near 1."""
     z = dt * A
     e = exp2(z)
     if FINE:
         near = 0.6931471805599453 + z * (0.2402265069591007 + z * (0.05550410866482158 + z * 0.009618129107628477))
-        e = tl.where(z > -0.09, z * near, e - 1.0)
+        e = tl.where(z > -0.09, z * near, tl.where(e == 0.0, -1.0, e))
     if PACKED:
         e = tl.where(begins, -1.0 if FINE else 0.0, e)
     return e
@@ -38,7 +39,7 @@ def fading(dt, A, begins, PACKED: tl.constexpr, FINE: tl.constexpr):
 @triton.jit
 def faded(h, e, FINE: tl.constexpr):
     """What is left of h."""
-    return h + e * h if FINE else e * h
+    return e * h + tl.where(e > 0.0, 0.0, h) if FINE else e * h
 
 
 @triton.jit

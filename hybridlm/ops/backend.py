@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hybridlm.errors import SpecError, UnsupportedError, did_you_mean
 
 BACKENDS = ("auto", "reference", "triton", "vendor")
 WITHOUT = "HYBRIDLM_WITHOUT"  # an environment variable: packages, commas between, that are as if they were not there
+BACKWARD = "derivatives are taken forward here, and kernels take them backward"
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels run in Python, on a CPU: slow, but exact
 
 _preferred: str = "auto"
@@ -83,6 +85,8 @@ def resolve(op: str, backend: str, offers: Mapping[str, Callable | Offer]) -> Ca
     SpecError: no such backend. UnsupportedError: the backend does not offer this op, or cannot take this call.
     """
     offers = {name: offer if isinstance(offer, Offer) else Offer(offer) for name, offer in offers.items()}
+    if forward_mode():  # what comes with a tensor would be lost in a kernel without a word
+        offers |= {name: offer._replace(lacks=BACKWARD) for name, offer in offers.items() if name != "reference"}
     wanted = known(backend)
     if wanted == "auto":
         wanted = _preferred if _preferred != "auto" else _first(offers)
@@ -110,6 +114,11 @@ def _passed(offers: Mapping[str, Offer], chosen: str) -> tuple[tuple[str, str], 
     before = list(offers)[: list(offers).index(chosen)]
     reasons = {name: _lacks(offers[name]) or offers[name].asked for name in before}
     return tuple((name, why) for name, why in reasons.items() if why is not None)
+
+
+def forward_mode() -> bool:
+    """Whether derivatives are taken forward, by torch.autograd.forward_ad or torch.func.jvp."""
+    return forward_ad._current_level >= 0
 
 
 def known(backend: str) -> str:

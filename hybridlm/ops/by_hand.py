@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
 
+from hybridlm.ops.backend import forward_mode
+
 
 def by_hand(*tensors: Tensor) -> bool:
-    """Whether that is for these: not under torch.compile or torch.func, which want formulas that they can trace."""
-    if torch.compiler.is_compiling() or any(is_wrapped(tensor) for tensor in tensors):
+    """Whether that is for these: not under torch.compile or torch.func, which want formulas that they can trace, nor
+    where derivatives are taken forward."""
+    if torch.compiler.is_compiling() or forward_mode() or any(is_wrapped(tensor) for tensor in tensors):
         return False
     return tensors[0].device.type == "cpu"
 

@@ -66,6 +66,27 @@ def test_within_use_calls_that_the_backend_does_not_take_go_to_the_reference():
         assert resolve("op", "auto", ABLE) is slow
 
 
+def test_where_derivatives_are_taken_forward_only_the_reference_runs():
+    """A kernel would drop what comes with a tensor, and say nothing."""
+    asked = []
+
+    def ask(x: torch.Tensor) -> torch.Tensor:
+        with pytest.raises(UnsupportedError, match="'vendor' cannot take this call: derivatives are taken forward"):
+            resolve("op", "vendor", ABLE)
+        with use("vendor"):
+            asked.append(resolve("op", "auto", ABLE))
+        asked.append(resolve("op", "auto", ABLE))
+        return 2 * x
+
+    x = torch.ones(())
+    with torch.autograd.forward_ad.dual_level():
+        ask(x)
+    torch.func.jvp(ask, (x,), (x,))
+    torch.func.hessian(ask)(x)
+    assert asked == [slow] * 6
+    assert resolve("op", "auto", ABLE) is fast
+
+
 def test_a_backend_that_is_missing_or_unknown_is_said_to_be():
     with pytest.raises(UnsupportedError, match="no 'triton' backend"):
         resolve("op", "triton", {"reference": slow})

@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 from hybridlm.errors import UnsupportedError
-from hybridlm.ops.cross_entropy import linear_cross_entropy
+from hybridlm.ops.cross_entropy import ahead, linear_cross_entropy
 from hybridlm.ops.norm import gated_rms_norm, group_norm, l2_norm, layer_norm, rms_norm
 from hybridlm.ops.rotary import rotary
+from tests.infer.tape import NoLooking, Tape
 
 X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 W = torch.randn(12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -126,9 +128,26 @@ def test_a_loss_whose_gradients_are_there_refuses_to_be_derived_twice():
         torch.autograd.grad(loss, x, create_graph=True)
 
 
+def test_the_loss_of_a_weight_has_derivatives_taken_forward():
+    x, weight, targets = torch.randn(8, 6).double(), torch.randn(9, 6).double(), torch.arange(8) - 1
+    targets[0] = -100
+    inputs, ways = (x, weight), (torch.randn_like(x), torch.randn_like(weight))
+    expected = torch.func.jvp(lambda x, w: F.cross_entropy(x @ w.T, targets), inputs, ways)[1]
+    with forward_ad.dual_level():
+        loss = linear_cross_entropy(*map(forward_ad.make_dual, inputs, ways), targets, 3)
+        torch.testing.assert_close(forward_ad.unpack_dual(loss).tangent, expected)
+
+
 def test_the_loss_of_a_weight_keeps_the_contract_of_custom_ops():
     given = torch.randn(8, 6, requires_grad=True), torch.randn(9, 6, requires_grad=True), torch.randint(0, 9, (8,))
     torch.library.opcheck(torch.ops.hybridlm.linear_cross_entropy, (*given, 3, torch.float32, True, True, False))
+
+
+def test_a_cuda_graph_can_record_the_softmax_of_the_loss():
+    """No number comes from the host."""
+    logits, targets = torch.randn(8, 9), torch.arange(8)
+    with torch.no_grad(), Tape(), NoLooking():
+        ahead._softmax(logits, targets)
 
 
 @pytest.mark.parametrize("head", ["layer", "weight"])

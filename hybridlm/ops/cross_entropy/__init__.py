@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
 
-from hybridlm.ops.backend import Offer, resolve, triton_asked, triton_lacks
+from hybridlm.ops.backend import Offer, forward_mode, resolve, triton_asked, triton_lacks
 from hybridlm.ops.cross_entropy import ahead, reference
 from hybridlm.ops.cross_entropy.reference import IGNORED
 
@@ -48,7 +48,8 @@ def _lacks(x: Tensor, head: Callable | Tensor) -> str | None:
 
 
 def _by_torch(x: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    if not torch.compiler.is_compiling() and (is_wrapped(x) or is_wrapped(weight)):  # under torch.func
+    by_func = not torch.compiler.is_compiling() and (is_wrapped(x) or is_wrapped(weight))
+    if by_func or forward_mode():
         return reference.linear_cross_entropy(x, lambda part: part @ weight.mT, targets, chunk)
     return ahead.linear_cross_entropy(x, weight, targets, chunk, fused=False)
 

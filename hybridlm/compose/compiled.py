@@ -7,19 +7,23 @@ from functools import cache
 
 import torch
 import torch._functorch.config
+import torch._inductor.config
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.utils.checkpoint import CheckpointPolicy
 
 from hybridlm.checks import real
 from hybridlm.compose.model import HybridLM
 from hybridlm.errors import SpecError
+from hybridlm.ops.flops import HEAVY
 
 KINDS_OF_CALLS = 256
 """How many ways of calling all blocks of a process may be compiled: kinds of blocks, times with and without gradients,
 a state, documents, pads, one token. PyTorch stops at 8, and under fullgraph stopping is an error."""
 
 
-KEPT = 0.95
-"""Of what is kept for the backward pass: the last twentieth costs most. On an H200 `(MMMA)12` of width 1024 at 8 x 4096
-tokens takes 33 GiB and 274 ms a step with it, 41 GiB and 270 ms with all."""
+KEPT = 0.8
+"""Of what is kept for the backward pass: norms and short convolutions are then computed again. On an H200 `(MMMA)12` of
+width 1024 at 8 x 4096 tokens takes 30 GiB and 233 ms of kernels a step with it, 42 GiB and 226 ms with all."""
 
 
 def compile(
@@ -41,7 +45,7 @@ def compile(
                keys holds is a length too, so decoding is compiled anew for every token, but once in a CUDA graph.
     fullgraph: a graph break is an error. There is none in what hybridlm ships.
     memory:    the share, 0 to 1, of what a block would keep for its backward pass that it may keep; what is cheapest is
-               computed again.
+               computed again, recurrences and attention never (`model.checkpoint_blocks` does that).
 
     SpecError: not a HybridLM, or no share.
     """
@@ -58,12 +62,28 @@ def compile(
 def _compiler(backend: str | Callable, memory: float) -> Callable:
     """The backend with a budget for what is kept for the backward pass."""
     compile_graph = torch._dynamo.lookup_backend(backend) if isinstance(backend, str) else backend
+    keep = KeepHeavy()
 
     def compiler(graph: torch.fx.GraphModule, inputs: list) -> Callable:
-        with torch._functorch.config.patch(activation_memory_budget=memory):
+        budget = torch._functorch.config.patch(activation_memory_budget=memory)
+        # Rows padded to whole cache lines would be copied before every custom op, which is told their strides.
+        ours = torch._inductor.config.patch(joint_custom_post_pass=keep, comprehensive_padding=False)
+        with budget, ours:
             return compile_graph(graph, inputs)
 
     return compiler
+
+
+class KeepHeavy(CustomGraphPass):
+    """Marks what is never computed again in a backward pass: recurrences and attention, which no budget is worth."""
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        for node in graph.nodes:
+            if getattr(node.target, "_overloadpacket", None) in HEAVY:
+                node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+    def uuid(self) -> str:
+        return f"hybridlm keeps {sorted(map(str, HEAVY))}"
 
 
 def _make_room() -> None:

@@ -30,6 +30,7 @@ from hybridlm.layers.norm import RMSNorm
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
 from hybridlm.layers.wide_linear import WideLinear
 from hybridlm.ops.selective_scan import scan_flops, selective_scan
+from hybridlm.ops.split import split
 from hybridlm.ops.steps import steps_and_rates
 from hybridlm.state import LayerState
 
@@ -158,7 +159,7 @@ class Mamba(Mixer):
     ) -> tuple[Float[Tensor, "b t e"], MambaState | None]:
         x, ctx = self.enter(x, state, ctx)
         conv, ssm, in_place = (None, None, False) if state is None else (state.conv, state.ssm, state.in_place)
-        x, *z = self.in_proj(x).split(len(self.D), dim=-1)
+        x, *z = split(self.in_proj(x), len(self.D))
         x, conv = self.conv1d(x, conv, ctx, in_place)
         dt, A, B, C = self.select(x)
         y, ssm = selective_scan(

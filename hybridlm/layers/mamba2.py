@@ -27,6 +27,7 @@ from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.short_conv import ShortConv, short_conv_cost
 from hybridlm.ops.norm import gated_rms_norm
+from hybridlm.ops.split import split
 from hybridlm.ops.ssd import ssd, ssd_flops
 from hybridlm.ops.steps import steps_and_rates
 from hybridlm.state import LayerState
@@ -141,7 +142,7 @@ class Mamba2(Mixer):
     ) -> tuple[Float[Tensor, "b t e"], Mamba2State | None]:
         x, ctx = self.enter(x, state, ctx)
         conv, ssm, in_place = (None, None, False) if state is None else (state.conv, state.ssm, state.in_place)
-        z, xBC, dt = self.in_proj(x).split(self.widths, dim=-1)
+        z, xBC, dt = split(self.in_proj(x), self.widths)
         xBC, conv = self.conv1d(xBC, conv, ctx, in_place)
         x, B, C = self.split(xBC)
         dt, A = steps_and_rates(dt, self.dt_bias, self.A_log)

@@ -30,6 +30,7 @@ from hybridlm.layers.init import Streams
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
 from hybridlm.layers.norm import RMSNorm
+from hybridlm.ops.split import split
 from hybridlm.ops.steps import softplus
 from hybridlm.ops.trapezoidal_ssd import Memory, trapezoidal_ssd, trapezoidal_ssd_flops
 from hybridlm.state import LayerState
@@ -150,7 +151,7 @@ class Mamba3(Mixer):
         self, x: Float[Tensor, "b t d"], state: Mamba3State | None = None, ctx: Context | None = None
     ) -> tuple[Float[Tensor, "b t e"], Mamba3State | None]:
         x, ctx = self.enter(x, state, ctx)
-        z, x, B, C, dt, A, trap, theta = self.in_proj(x).split(self.config.widths(self.d_model), dim=-1)
+        z, x, B, C, dt, A, trap, theta = split(self.in_proj(x), self.config.widths(self.d_model))
         x = rearrange(x, "b t (h p) -> b t h p", p=self.config.head_dim)
         dt, A, trap = self.step(dt, A, trap)
         dt = ctx.keep_valid(dt)  # a step of size 0 passes over a pad

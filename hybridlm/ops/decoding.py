@@ -21,9 +21,9 @@ def kernel_lacks(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def with_gradients(*tensors: Tensor) -> bool:
+def with_gradients(*tensors: Tensor | None) -> bool:
     """Whether autograd follows what is done with these."""
-    return torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
 
 
 def step_lacks(

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import hybridlm as hl
+from hybridlm.compose import compiled as compiled_module
 from hybridlm.compose import readout
 from hybridlm.errors import SpecError
 from hybridlm.registry import mixers
@@ -203,3 +204,18 @@ def test_by_inductor_too(pattern):
     model = make(pattern)
     expected = trained(model)
     close(trained(compiled(model, "inductor")), expected)
+
+
+def test_recurrences_and_attention_are_never_computed_again():
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    heavy = graph.call_function(torch.ops.aten._scaled_dot_product_cudnn_attention.default, (x, x, x, None, True))
+    recurrence = graph.call_function(torch.ops.hybridlm.mamba_ssm_ssd.default, (x,) * 8)
+    light = graph.call_function(torch.ops.hybridlm.causal_conv1d.default, (x,) * 6)
+    compiled_module.KeepHeavy()(graph)
+    assert {node: node.meta.get("recompute") is not None for node in (heavy, recurrence, light, x)} == {
+        heavy: True,
+        recurrence: True,
+        light: False,
+        x: False,
+    }

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.ops.backend import found, missing
+from hybridlm.ops.flops import count
 
 INTERFACE = "flash_attn.flash_attn_interface"
 WIDEST = 128
@@ -75,6 +76,17 @@ def _pull_back_window(ctx, dy: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor
 
 
 _window.register_autograd(_pull_back_window, setup_context=_keep_window)
+
+
+def _window_flops(q: tuple, k: tuple, v: tuple, size: int) -> int:
+    """Of two products over the pairs that see each other."""
+    (b, t, h, p), s = q, k[1]
+    full = max(0, min(t, s - size + 1))  # queries that see a whole window
+    return 4 * b * h * p * (full * size + sum(range(s - t + 1, s - full + 1)))
+
+
+count(_window, _window_flops, heavy=True)
+count(_window_backward, lambda dy, q, k, v, y, sums, size: 5 * _window_flops(q, k, v, size) // 2, heavy=True)
 
 
 # ---------------------------------------------------------------------------------------------------- inside documents

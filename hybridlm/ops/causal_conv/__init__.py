@@ -34,9 +34,8 @@ def causal_conv1d(
     """
     step = step_lacks(x, state, weight, bias, document=document, in_place=in_place) is None
     theirs = Offer(vendor.causal_conv1d, lambda: vendor.lacks(x, weight, state))
-    # For many tokens causal-conv1d is the faster one on an H200, with gradients 0.49 ms to 0.78 at 8 x 4096 x 2304.
-    kernels_first = {"triton": _step(x), "vendor": theirs} if step else {"vendor": theirs, "triton": _walk(x, weight)}
-    offers = kernels_first | {"reference": reference.causal_conv1d}
+    ours = _step(x) if step else _walk(x, weight)
+    offers = {"triton": ours, "vendor": theirs, "reference": reference.causal_conv1d}
     return resolve("causal_conv1d", backend, offers)(x, weight, bias, state, lengths, document, activation)
 
 

@@ -1,5 +1,6 @@
 """What stands around a kernel of the convolution: pads, the last inputs, whose the state is, shapes, the derivative."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.ops.causal_conv.reference import last_inputs
+from hybridlm.ops.flops import count
 
 
 def around(
@@ -49,6 +51,8 @@ def register(conv: Callable, backward: Callable) -> None:
     """
     conv.register_fake(lambda x, *rest: x.new_empty(x.shape))
     backward.register_fake(_gradients_like)
+    count(conv, _flops, heavy=False)
+    count(backward, lambda dy, *inputs: 2 * _flops(*inputs), heavy=False)
 
     def pull_back(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, before, document = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
@@ -56,6 +60,11 @@ def register(conv: Callable, backward: Callable) -> None:
         return dx, dw, None if bias is None else db, None if before is None else dbefore, None, None
 
     conv.register_autograd(pull_back, setup_context=_keep)
+
+
+def _flops(x: tuple, weight: tuple, *others) -> int:
+    """A product and an addition a tap."""
+    return 2 * math.prod(x) * weight[1]
 
 
 def _gradients_like(dy, x, weight, bias, before, document, silu) -> tuple[Tensor, ...]:

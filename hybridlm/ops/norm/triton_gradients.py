@@ -19,7 +19,7 @@ from hybridlm.ops.norm.triton import normalise
 from hybridlm.ops.triton_sigmoid import sigmoid
 
 WIDEST = 16384  # bytes of a row of a group, which is held in registers
-WARPS = 4224  # of all programs, at most: twice what an H200 holds at a time
+WARPS = 4224  # of all programs, at most: twice what an H200 holds at a time; narrow rows want four times as many
 
 
 def lacks(groups: int, x: Tensor, *others: Tensor) -> str | None:
@@ -62,7 +62,7 @@ def _rms_norm_backward(
     dy, x, gate = (v if v is None or v.stride(1) == 1 else v.contiguous() for v in (dy, x, gate))
     dx, dgate = x.new_empty(m, d), x.new_empty(0) if gate is None else gate.new_empty(m, d)
     warps = min(16, max(1, wide // 256))
-    rows = max(1, m * warps * groups // WARPS)
+    rows = max(1, m * warps * groups // (WARPS if warps >= 4 else 4 * WARPS))
     parts = x.new_empty(triton.cdiv(m, rows), d, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _backward[(len(parts), groups)](

@@ -244,3 +244,9 @@ def scan_flops(t: int, d: int, n: int, zoh: bool = False) -> tuple[int, int]:
     """
     size = min(CHUNK, t)
     return 2 * -(-t // size) * size * d * n, t * d * (4 * n + 3 + (2 * n - 1) * zoh)
+
+
+def work(x: tuple, dt: tuple, A: tuple, *others: tuple | None) -> int:
+    """FLOPs of a call whose inputs have these shapes."""
+    b, t, d = x
+    return b * sum(scan_flops(t, d, A[1]))

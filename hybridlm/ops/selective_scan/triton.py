@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.ops.backend import triton_lacks
+from hybridlm.ops.flops import count
+from hybridlm.ops.selective_scan.reference import work
 from hybridlm.ops.selective_scan.triton_gradients import SAVED, gradients
 from hybridlm.ops.selective_scan.triton_walk import LOG2E, Scan, walk, written
 
@@ -84,6 +86,8 @@ def _differentiate(ctx, dy: Tensor | None, dlast: Tensor | None, _) -> tuple[Ten
 
 
 _selective_scan.register_autograd(_differentiate, setup_context=_keep)
+count(_selective_scan, work, heavy=True)
+count(_backward, lambda dy, dlast, saved, *inputs: 2 * work(*inputs), heavy=True)
 
 
 def prepared(x, dt, A, B, C, D, document) -> Scan:

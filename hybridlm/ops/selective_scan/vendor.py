@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.ops.backend import found, missing
+from hybridlm.ops.flops import count
+from hybridlm.ops.selective_scan.reference import work
 
 MODULE = "selective_scan_cuda"
 MOST_STATES = 256
@@ -129,3 +131,5 @@ def _pull_back(ctx, dy: Tensor | None, dh: Tensor | None, _: Tensor | None) -> t
 
 
 _scan.register_autograd(_pull_back, setup_context=_keep)
+count(_scan, work, heavy=True)
+count(_scan_backward, lambda dy, dh, *inputs: 2 * work(*inputs), heavy=True)

@@ -5,6 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hybridlm.ops.flops import count
+from hybridlm.ops.ssd.reference import ssd_flops
+
+CHUNK = 64  # tokens, in which FLOPs are counted
+
 
 def register(ssd: Callable, gradients: Callable) -> None:
     """Register shapes and gradients of a custom op.
@@ -13,6 +18,8 @@ def register(ssd: Callable, gradients: Callable) -> None:
     gradients: (dy, dlast or None, what ssd takes) -> those of x, dt, A, B, C, D, state; anything for what is None.
     """
     ssd.register_fake(_outputs)
+    count(ssd, _flops, heavy=True)
+    count(gradients, lambda dy, dlast, *inputs: 2 * _flops(*inputs), heavy=True)  # each product has two gradients
 
     def pull_back(ctx, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *_, D, state, _ = saved = ctx.saved_tensors  # read once: a checkpoint's cannot be read again
@@ -26,6 +33,11 @@ def register(ssd: Callable, gradients: Callable) -> None:
 def _outputs(x, dt, A, B, C, D, state, document) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(x.shape), x.new_empty(x.shape[0], *x.shape[2:], B.shape[3], dtype=wide)
+
+
+def _flops(x: tuple, dt: tuple, A: tuple, B: tuple, *others: tuple | None) -> int:
+    (b, t, h, p), (g, n) = x, B[2:]
+    return b * sum(ssd_flops(t, h, p, g, n, CHUNK))
 
 
 def _keep(ctx, inputs: tuple, output: tuple) -> None:

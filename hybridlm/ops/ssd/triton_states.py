@@ -35,7 +35,7 @@ class Tuning(NamedTuple):
     heads: int = 32
     read: tuple[int, ...] = (4, 3)
     back_heads: int = 32
-    meet: tuple[int, ...] = (4, 2)
+    meet: tuple[int, ...] = (4, 3)
     fine: bool = False
 
 

@@ -81,7 +81,18 @@ def test_work_is_that_of_the_rows():
 @pytest.mark.parametrize("way", [grouped_linear, static])
 def test_no_rows_give_none(way):
     x, weight, counts = parts([0, 0, 0])
-    assert way(x, weight, counts).shape == (0, 5)
+    y = way(x, weight, counts)
+    assert y.shape == (0, 5)
+    assert not torch.autograd.grad(y.sum(), weight)[0].any()
+
+
+@pytest.mark.parametrize("way", [grouped_linear, static])
+@pytest.mark.parametrize("counts", [[0, 0, 0], [1, 0, 2]])
+def test_the_dtype_is_autocast_s_with_rows_and_without(way, counts):
+    x, weight, counts = parts(counts, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert way(x, weight, counts).dtype == torch.bfloat16
+    assert way(x, weight, counts).dtype == torch.float32
 
 
 def test_no_shape_but_the_right_one():

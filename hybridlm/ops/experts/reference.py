@@ -12,7 +12,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     if _known(counts):
         groups = x.split(counts.tolist())
         parts = [F.linear(rows, matrix) for rows, matrix in zip(groups, weight, strict=True) if len(rows)]
-        return torch.cat(parts) if parts else x.new_empty(0, weight.shape[1])
+        return torch.cat(parts) if parts else F.linear(x, weight[0])
     group = (torch.arange(len(x), device=x.device)[:, None] >= counts.cumsum(0)).sum(dim=1)
     return _gathered(x, weight, group) if len(x) <= len(weight) else _masked(x, weight, group)
 

@@ -11,9 +11,10 @@ import torch
 from hybridlm.cli import doctor_page, main, what_runs
 from hybridlm.cli.doctor import examine
 from hybridlm.cli.known_bad import KNOWN, Machine, known_bad
-from hybridlm.cli.self_test import self_test
+from hybridlm.cli.self_test import _milliseconds, self_test
 from hybridlm.ops import backend, packages
-from hybridlm.ops.examples import OPS
+from hybridlm.ops.draw import TINY
+from hybridlm.ops.examples import OPS, draw
 from hybridlm.ops.packages import PACKAGES, install
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -199,8 +200,33 @@ def test_an_op_that_is_wrong_fails_and_so_does_one_that_raises(run, monkeypatch)
     assert row["strain"] > 100
     assert "FAIL" in run("A")[1]
     monkeypatch.setattr(norm, "resolve", lambda *_: 1 / 0)
-    row = next(row for row in self_test("cpu", "float32", ["rms_norm"]))
+    (row,) = self_test("cpu", "float32", ["rms_norm"])
     assert (row["passed"], row["detail"]) == (False, "ZeroDivisionError: division by zero")
+    monkeypatch.setattr(norm, "resolve", lambda *_: next(iter(())))
+    (row,) = self_test("cpu", "float32", ["rms_norm"])
+    assert (row["passed"], row["detail"]) == (False, "StopIteration: it says no more")
+
+
+def test_any_accelerator_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    for device in ("cpu", "mps", "cuda:1"):
+        _milliseconds(draw("rms_norm", "plain", TINY), device)
+    assert waited == ["mps", "mps", "cuda:1", "cuda:1"]
+
+
+def test_a_device_without_float64_is_looked_at_and_not_tested(run, monkeypatch):
+    def zeros(*size, dtype=None, **where):
+        if dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return make(*size, dtype=dtype, **where)
+
+    make = torch.zeros
+    monkeypatch.setattr(torch, "zeros", zeros)
+    code, out, err = run("--device", "cpu")
+    assert (code, out) == (2, "")
+    assert "cpu has no float64" in err
+    assert run("--device", "cpu", "--skip-self-test")[0] == 0
 
 
 def test_a_device_or_dtype_that_is_not_there(run):

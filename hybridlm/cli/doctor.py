@@ -44,6 +44,8 @@ def doctor(
     device = str(require_device(device or about["devices"][-1]["name"], SpecError))
     if device == "meta":
         raise SpecError("device: meta holds no numbers that could be tested; use cpu or a GPU")
+    if not (skip_self_test or _has_float64(device)):
+        raise SpecError(f"device: {device} has no float64, against which ops are tested; use cpu, or --skip-self-test")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     found = layers(model, device, dtype) if model else None
     about |= {"layers": found, "faster": faster(found) if found else None}
@@ -57,6 +59,17 @@ def doctor(
 
         show(about, device, dtype)
     return int(any(not row["passed"] for row in about["self_test"] or ()))
+
+
+def _has_float64(device: str) -> bool:
+    """Whether the device computes in float64: an Apple GPU does not."""
+    import torch
+
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def examine() -> dict[str, Any]:

@@ -38,7 +38,8 @@ def _test(op: str, device: str, dtype: str) -> dict[str, Any]:
                 break
             _take(row, example, device)
     except Exception as error:  # whatever a kernel raises is what the reader came to know
-        return row | {"passed": False, "detail": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"}
+        said = (str(error).strip() or "it says no more").splitlines()[0][:200]
+        return row | {"passed": False, "detail": f"{type(error).__name__}: {said}"}
     return row | {"passed": row["strain"] <= 1, "detail": ""}
 
 

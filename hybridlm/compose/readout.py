@@ -16,6 +16,7 @@ from hybridlm.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 LOGITS_AT_ONCE = 1 << 25  # how many logits the loss of a language model holds at a time
 MORE_AT_ONCE = 1 << 27  # the same on a GPU, where larger products pay
+FEWER_AT_ONCE = 1 << 21  # on a CPU, if none are computed again: what its cache holds, but TILE tokens at least
 TILE = 128
 
 Project = Callable[[Tensor], Tensor]
@@ -55,7 +56,7 @@ class LMReadout(Readout):
         if targets is None:
             return project(x), None
         x, targets = x.flatten(0, 1), _counted(targets, valid).flatten()
-        chunk = _even(len(x), max(1, (MORE_AT_ONCE if x.is_cuda else LOGITS_AT_ONCE) // self.outputs))
+        chunk = _even(len(x), _tokens_at_once(x.is_cuda, weight is not None, self.outputs))
         return None, linear_cross_entropy(x, project if weight is None else weight, targets, chunk)
 
 
@@ -105,6 +106,12 @@ def pooled(x: Tensor, valid: Tensor | None, pool: str) -> tuple[Tensor, Tensor |
     steps = torch.arange(x.shape[1], device=x.device)
     last = torch.where(valid, steps, 0).amax(dim=1)  # in a row of pads the first, where x is zero
     return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1), count > 0
+
+
+def _tokens_at_once(gpu: bool, bare: bool, outputs: int) -> int:
+    """Of how many tokens the loss holds the logits. bare: the output layer is a weight and nothing else."""
+    most = max(1, (MORE_AT_ONCE if gpu else LOGITS_AT_ONCE) // outputs)
+    return most if gpu or not bare else min(most, max(TILE, FEWER_AT_ONCE // outputs))
 
 
 def _even(rows: int, most: int) -> int:

@@ -59,18 +59,23 @@ def _gradients(x: Tensor, weight: Tensor, wide: torch.dtype, wants_x: bool, want
 
 
 def _softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """logits (m, v) -> the sum of the losses, and its gradient softmax(logits) - onehot(target), 0 where ignored."""
+    """logits (m, v) -> the sum of the losses, and its gradient softmax(logits) - onehot(target), 0 where ignored.
+
+    In the logits' own memory, if they are wide enough: fresh memory costs more than what is computed in it.
+    """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     counts, picked = targets != IGNORED, targets.clamp(min=0)[:, None]
-    total = wide.logsumexp(dim=1, keepdim=True)
-    losses = (total - wide.gather(1, picked)).squeeze(1)
-    p = (wide - total).exp_()
-    p.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=p.dtype))
-    return torch.where(counts, losses, 0).sum(), p.masked_fill_(~counts[:, None], 0).to(logits.dtype)
+    wide -= wide.amax(dim=1, keepdim=True)
+    right = wide.gather(1, picked)
+    total = wide.exp_().sum(dim=1, keepdim=True)
+    losses = (total.log() - right).squeeze(1)
+    p = wide.mul_(torch.where(counts[:, None], 1 / total, 0))
+    p.scatter_add_(1, picked, -counts[:, None].to(p.dtype))
+    return torch.where(counts, losses, 0).sum(), p.to(logits.dtype)
 
 
 def _by_triton(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same; the gradient takes the logits' memory."""
+    """The same; the gradient takes the logits' memory, whatever their dtype."""
     return kernels("hybridlm.ops.cross_entropy.triton").softmax_gradient_(logits, targets), logits
 
 

@@ -1,11 +1,15 @@
 """The short convolution against loops over rows, documents, tokens and taps in numpy."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hybridlm.ops.causal_conv import causal_conv1d
+from hybridlm.ops.causal_conv import causal_conv1d, reference
+from hybridlm.ops.causal_conv.around import around
+from tests.ops.common import largest
 
 LENGTHS = [1, 2, 3, 4, 5, 63, 64, 65, 130]
 
@@ -141,3 +145,26 @@ def test_the_state_shares_no_memory_with_the_input():
     x.fill_(7)
     state.fill_(7)
     assert torch.equal(last, kept)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("t", [1, 2, 9])
+def test_what_stands_around_a_kernel_gives_the_last_inputs_bit_for_bit(t, held, packed):
+    """Of rows that are shorter than the state, empty and full; with their gradients, and NaN at the pads."""
+    x, weight, state = torch.randn(4, t, 5), torch.randn(5, 1, 4), torch.randn(4, 5, 3)
+    lengths = torch.tensor([t, t // 2, 0, min(2, t)])
+    x = torch.where((torch.arange(t) < lengths[:, None])[..., None], x, torch.nan).requires_grad_()
+    state = state.requires_grad_() if held else None
+    document, given = documents(4, t, lengths) if packed else None, [x, state] if held else [x]
+    up, found = torch.randn(4, 5, 3), []
+    for run in (reference.causal_conv1d, partial(around, lambda x, *rest: x)):
+        _, last = run(x, weight, None, state, lengths, document, None)
+        found.append([last, *torch.autograd.grad(last, given, up)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_kernel_s_ragged_input_is_copied_once():
+    x, weight = torch.randn(2, 64, 8), torch.randn(8, 1, 4)
+    given = (x, weight, None, torch.randn(2, 8, 3), torch.tensor([64, 9]), None, None)
+    assert largest(lambda: around(lambda x, *rest: x, *given)) == x.nbytes

@@ -36,11 +36,28 @@ def around(
 
 def _last(x: Tensor, before: Tensor | None, count: int, lengths: Tensor | None, document: Tensor | None) -> Tensor:
     """The last inputs of every row, before (b, count, c) among them where the row is short."""
-    if lengths is None:  # then they are at the end, and the rest of x need not be touched
-        x, document = x[:, -count:], document if document is None else document[:, -count:]
     before = x.new_zeros(x.shape[0], count, x.shape[2]) if before is None else before
-    owner = None if document is None else F.pad(document, (count, 0))
-    return last_inputs(torch.cat([before, x], dim=1), count, lengths, owner).to(before.dtype)
+    if lengths is not None:
+        return _last_of_each(x, before, lengths, document).to(before.dtype)
+    owner = None if document is None else F.pad(document[:, -count:], (count, 0))
+    return last_inputs(torch.cat([before, x[:, -count:]], dim=1), count, None, owner).to(before.dtype)
+
+
+def _last_of_each(x: Tensor, before: Tensor, lengths: Tensor, document: Tensor | None) -> Tensor:
+    """What last_inputs gives for rows of these lengths, without a copy of x behind `before`."""
+    count = before.shape[1]
+    place = lengths[:, None] + torch.arange(count, device=x.device)  # in `before` and x, one behind the other
+    held, read = _at(before, place.clamp(max=count - 1)), _at(x, (place - count).clamp(min=0))
+    last = torch.where((place < count)[..., None], held, read)
+    if document is not None:
+        owner = F.pad(document, (count, 0))
+        last = torch.where((owner.gather(1, place) == owner[:, -1:])[..., None], last, 0)
+    return last.transpose(1, 2)
+
+
+def _at(x: Tensor, place: Tensor) -> Tensor:
+    """x (b, t, c), place (b, n) -> (b, n, c)."""
+    return x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
 
 
 def register(conv: Callable, backward: Callable) -> None:

@@ -17,7 +17,7 @@ from hybridlm.layers.init import Streams
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
-from hybridlm.ops.attention import causal_in_document, up_to
+from hybridlm.ops.attention import causal_in_document
 from hybridlm.ops.rotary import rotary
 
 
@@ -123,11 +123,6 @@ def last_document(ctx: Context) -> Tensor | None:
         return ctx.valid
     last = ctx.document == ctx.document[:, -1:]
     return last if ctx.valid is None else last & ctx.valid
-
-
-def seen_in_cache(ctx: Context) -> Tensor:
-    """(b, t, extent) mask over slots, where every key of the one document lies in that of its position."""
-    return up_to(ctx.positions, ctx.extent)
 
 
 def seen_in_both(ctx: Context) -> Tensor:

@@ -8,7 +8,9 @@ taken to the queries and outputs instead: q . W_UK c = (W_UK^T q) . c. Differs f
 rotary pairs are (i, i + p/2).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from einops import einsum, rearrange
@@ -20,12 +22,12 @@ from hybridlm.context import Context
 from hybridlm.errors import SpecError
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
-from hybridlm.layers.heads import last_document, seen_in_both, seen_in_cache
+from hybridlm.layers.heads import last_document, seen_in_both
 from hybridlm.layers.init import Streams
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer
 from hybridlm.layers.norm import RMSNorm
-from hybridlm.ops.attention import attention
+from hybridlm.ops.attention import attention, cached_attention
 from hybridlm.ops.rotary import rotary
 from hybridlm.ops.slots import write_slots
 from hybridlm.state import LayerState
@@ -155,18 +157,19 @@ class LatentAttention(Mixer):
         x, ctx = self.enter(x, state, ctx)
         q, (latent, key) = self.query(x, ctx), self.compress(x, ctx)
         if state is None:
-            y = self.attend_heads(q, latent, key, causal=True, document=ctx.document)
+            y = self.attend_heads(q, latent, key, partial(attention, causal=True, document=ctx.document))
         elif ctx.document is None:
             state = self.remember(state, latent, key, ctx)
             if ctx.past:
                 latent, key = (cache[:, : ctx.extent].to(q.dtype) for cache in (state.latent, state.key))
-                y = self.attend_cache(q, latent, key, seen_in_cache(ctx))
+                see = partial(cached_attention, positions=ctx.positions, extent=ctx.extent)
+                y = self.attend_cache(q, latent, key, see)
             else:
-                y = self.attend_heads(q, latent, key, causal=True)
+                y = self.attend_heads(q, latent, key, partial(attention, causal=True))
         else:
             held = (cache[:, : ctx.past].to(q.dtype) for cache in (state.latent, state.key))
             both = (torch.cat(pair, dim=1) for pair in zip(held, (latent, key), strict=True))
-            y = self.attend_cache(q, *both, seen_in_both(ctx))
+            y = self.attend_cache(q, *both, partial(attention, mask=seen_in_both(ctx)))
             state = self.remember(state, latent, key, ctx)
         return self.o_proj(rearrange(y, "b t h v -> b t (h v)")), state
 
@@ -192,33 +195,26 @@ class LatentAttention(Mixer):
         latent, key = write_slots(caches, (latent, key), ctx.positions, keep, in_place=state.in_place)
         return state.advance(latent=latent, key=key)
 
-    def attend_cache(self, q: Tensor, latent: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    def attend_cache(self, q: Tensor, latent: Tensor, key: Tensor, see: Callable) -> Tensor:
         """In the form that costs less: few queries go to the latents, many have keys and values made for them."""
         sizes = q.shape[1], latent.shape[1]
         few = self.config.absorbed(*sizes) < self.config.expanded(*sizes)
-        return (self.attend_latents if few else self.attend_heads)(q, latent, key, mask=mask)
+        return (self.attend_latents if few else self.attend_heads)(q, latent, key, see)
 
-    def attend_heads(
-        self,
-        q: Tensor,
-        latent: Tensor,
-        key: Tensor,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        document: Tensor | None = None,
-    ) -> Tensor:
-        """Keys and values of every head, made from the latents (b, s, r) and the one key (b, s, rope_dim)."""
+    def attend_heads(self, q: Tensor, latent: Tensor, key: Tensor, see: Callable) -> Tensor:
+        """Keys and values of every head, made from the latents (b, s, r) and the one key (b, s, rope_dim). see: how
+        queries attend to them, (q, k, v) -> y."""
         k = einsum(latent, self.k_up, "b s r, h n r -> b s h n")
         v = einsum(latent, self.v_up, "b s r, h v r -> b s h v")
         k = torch.cat([k, key[:, :, None].to(k.dtype).expand(-1, -1, self.config.heads, -1)], dim=-1)
-        return attention(q, k, v, mask=mask, causal=causal, document=document)
+        return see(q, k, v)
 
-    def attend_latents(self, q: Tensor, latent: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    def attend_latents(self, q: Tensor, latent: Tensor, key: Tensor, see: Callable) -> Tensor:
         """The same in the space of the latents: they are key and value of all heads at once."""
         plain, turned = q.split([self.config.nope_dim, self.config.rope_dim], dim=-1)
         q = torch.cat([einsum(plain, self.k_up, "b t h n, h n r -> b t h r"), turned], dim=-1)
         k = torch.cat([latent, key], dim=-1)[:, :, None]
-        y = attention(q, k, latent[:, :, None], mask=mask, scale=self.config.qk_dim**-0.5)
+        y = see(q, k, latent[:, :, None], scale=self.config.qk_dim**-0.5)
         return einsum(y, self.v_up, "b t h r, h v r -> b t h v")
 
     @classmethod

@@ -1,5 +1,7 @@
 """Latent attention: two forms of the same, what is remembered, what is refused."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -8,6 +10,8 @@ from hybridlm.compose.cost import model_cost
 from hybridlm.compose.plan import plan
 from hybridlm.errors import SpecError
 from hybridlm.layers.mla import LatentAttention
+from hybridlm.ops.attention import attention
+from hybridlm.ops.backend import trace, use
 
 D_MODEL = 24
 SIZES = {"heads": 3, "kv_rank": 10, "nope_dim": 6, "rope_dim": 4, "v_dim": 5}
@@ -46,7 +50,8 @@ def test_both_forms_are_the_same(sizes, t):
     )
     mask = (torch.arange(9) <= torch.arange(9 - t, 9)[:, None]).expand(2, -1, -1)
     inputs = [x.requires_grad_() for x in (q, latent, key)]
-    truth, y = mixer.attend_heads(*inputs, mask), mixer.attend_latents(*inputs, mask)
+    see = partial(attention, mask=mask)
+    truth, y = mixer.attend_heads(*inputs, see), mixer.attend_latents(*inputs, see)
     torch.testing.assert_close(y, truth, rtol=1e-12, atol=1e-12)
     seed, trained = torch.randn_like(y), [*inputs, mixer.k_up, mixer.v_up]
     expected = torch.autograd.grad(truth, trained, seed)
@@ -63,6 +68,22 @@ def test_the_cheaper_form_runs(monkeypatch):
         pieces.append(y)
     assert seen == ["attend_heads", "attend_latents", "attend_latents", "attend_heads"]
     torch.testing.assert_close(torch.cat(pieces, dim=1), mixer(x)[0], rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
+def test_one_token_is_a_call_to_a_cache():
+    """Which our kernel of decoding takes: one head of latents serves all queries, keys are wider than values."""
+    mixer, x = make().float(), torch.randn(2, 13, D_MODEL)
+    rows, found = torch.tensor([12, 7]), {}
+    for backend in ("reference", "triton"):
+        _, state = mixer(x[:, :12], mixer.init_state(2, 32))
+        state.cursor.position.copy_(rows)  # rows of several lengths; slots past them are poison
+        for cache in state.tensors().values():
+            cache[torch.arange(32) >= rows[:, None]] = 1e4
+        with use(backend), trace() as seen:
+            found[backend], _ = mixer(x[:, 12:], state)
+        assert ("cached_attention", backend) in [(one.op, one.backend) for one in seen]
+    torch.testing.assert_close(found["triton"], found["reference"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("past", [3, 50])

@@ -55,6 +55,15 @@ def test_scale_uneven_widths_and_strides(rng):
         assert error(y, true(q, k, v, positions, scale=0.3)) < 5e-7
 
 
+def test_many_heads_of_one_key_fill_more_warps(rng):
+    """As those of latent attention do, whose keys are wider than its values. Two warps would spill: read off ptxas."""
+    from hybridlm.ops.attention.triton_decode import warps_of
+
+    assert [warps_of(heads * 256) for heads in (16, 32, 64, 128)] == [2, 8, 16, 16]
+    args = drawn(rng, torch.float32, h=40, hk=1, p=24, pv=16)
+    assert error(cached_attention(*args, extent=1000, backend="triton"), true(*args)) < 5e-7
+
+
 def test_the_number_of_programs_follows_from_shapes_alone():
     from hybridlm.ops.attention.triton_decode import splits_of
 

@@ -43,6 +43,11 @@ def splits_of(b: int, s: int, hk: int, group: int, width: int) -> int:
     return 1 << most.bit_length() - 1
 
 
+def warps_of(entries: int) -> int:
+    """Warps of a program that sums up so many numbers at once: as few as hold them in their registers."""
+    return 2 if entries <= 4096 else 8 if entries <= 8192 else 16
+
+
 def launch(
     q: Tensor,
     k: Tensor,
@@ -60,8 +65,9 @@ def launch(
     splits = splits or splits_of(b, s, hk, group, width)
     sums = q.new_empty(b, h, splits, pv, dtype=torch.float32) if splits > 1 else y
     about = q.new_empty(2, b, h, splits, dtype=torch.float32)
-    warps, stages = warps or (4 if group == 1 else 2), stages or (3 if group == 1 else 2)
-    heads = {} if group == 1 else {"GROUP": group, "HEADS": max(16, triton.next_power_of_2(group))}
+    most = max(16, triton.next_power_of_2(group))
+    warps, stages = warps or (4 if group == 1 else warps_of(most * width)), stages or (3 if group == 1 else 2)
+    heads = {} if group == 1 else {"GROUP": group, "HEADS": most}
     (_attend_one if group == 1 else _attend_group)[(splits, hk, b)](
         q, k, v, positions, sums, about, scale * LOG2_E, s, p, pv,
         *q.stride(), *k.stride(), *v.stride(), positions.stride(0), **heads,

@@ -14,16 +14,16 @@ from torch.utils.checkpoint import CheckpointPolicy
 from hybridlm.checks import real
 from hybridlm.compose.model import HybridLM
 from hybridlm.errors import SpecError
-from hybridlm.ops.flops import HEAVY
+from hybridlm.ops.flops import KEPT_OPS
 
 KINDS_OF_CALLS = 256
 """How many ways of calling all blocks of a process may be compiled: kinds of blocks, times with and without gradients,
 a state, documents, pads, one token. PyTorch stops at 8, and under fullgraph stopping is an error."""
 
 
-KEPT = 0.8
-"""Of what is kept for the backward pass: norms and short convolutions are then computed again. On an H200 `(MMMA)12` of
-width 1024 at 8 x 4096 tokens takes 30 GiB and 233 ms of kernels a step with it, 42 GiB and 226 ms with all."""
+MEMORY = 0.8
+"""Of what a block would keep: pointwise operations, norms of its input, short convolutions are then computed again. On an
+H200 `(MMMA)12` of width 1024 at 8 x 4096 tokens takes 34 GiB with it and 42 with all, for 2% of the time."""
 
 
 def compile(
@@ -32,7 +32,7 @@ def compile(
     backend: str | Callable = "inductor",
     dynamic: bool | None = None,
     fullgraph: bool = True,
-    memory: float = KEPT,
+    memory: float = MEMORY,
 ) -> HybridLM:
     """Compile every block of the model in place, with torch.compile; returns the model.
 
@@ -62,7 +62,7 @@ def compile(
 def _compiler(backend: str | Callable, memory: float) -> Callable:
     """The backend with a budget for what is kept for the backward pass."""
     compile_graph = torch._dynamo.lookup_backend(backend) if isinstance(backend, str) else backend
-    keep = KeepHeavy()
+    keep = KeepOps()
 
     def compiler(graph: torch.fx.GraphModule, inputs: list) -> Callable:
         budget = torch._functorch.config.patch(activation_memory_budget=memory)
@@ -74,16 +74,16 @@ def _compiler(backend: str | Callable, memory: float) -> Callable:
     return compiler
 
 
-class KeepHeavy(CustomGraphPass):
-    """Marks what is never computed again in a backward pass: recurrences and attention, which no budget is worth."""
+class KeepOps(CustomGraphPass):
+    """Marks what is never computed again in a backward pass, as no budget is worth it: recurrences and attention."""
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         for node in graph.nodes:
-            if getattr(node.target, "_overloadpacket", None) in HEAVY:
+            if getattr(node.target, "_overloadpacket", node.target) in KEPT_OPS:
                 node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
     def uuid(self) -> str:
-        return f"hybridlm keeps {sorted(map(str, HEAVY))}"
+        return f"hybridlm keeps {sorted(map(str, KEPT_OPS))}"
 
 
 def _make_room() -> None:

@@ -9,7 +9,7 @@ from tests.ops.common import documents, error
 
 pytest.importorskip("triton", reason="needs Triton, whose interpreter runs where no GPU is")
 from hybridlm.ops.ssd import triton as kernels
-from hybridlm.ops.ssd import triton_backward
+from hybridlm.ops.ssd import triton_backward, triton_states
 from hybridlm.ops.ssd.triton_states import Tuning
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "state")
@@ -88,6 +88,26 @@ CUTS = [{"fine": False}, {"fused": True, "fused_back": True}, {"chunk": 32, "hea
 def test_cut_otherwise(changed, monkeypatch):
     cut(monkeypatch, SMALL._replace(**changed))
     assert_agrees(inputs(33, n=32), documents(2, 33), of_A=1 if SMALL._replace(**changed).fine else 50)
+
+
+@pytest.mark.parametrize(
+    ("packed", "missing", "fused"),
+    [(True, (), False), (False, ("D", "state"), True), pytest.param(True, (), True, marks=pytest.mark.deep)],
+)
+def test_long_rows_in_segments(packed, missing, fused, monkeypatch):
+    """Segments of 20 tokens, which fill no chunk; documents end inside segments, and between them."""
+    cut(monkeypatch, SMALL._replace(segments=3, fused=fused))
+    args = [None if name in missing else v for name, v in zip(NAMES, inputs(60), strict=True)]
+    document = torch.tensor([[0] * 20 + [1] * 15 + [2] * 25, [3] * 10 + [4] * 50])
+    assert_agrees(args, document if packed else None)
+
+
+@pytest.mark.parametrize(
+    ("walks", "t", "segments"),
+    [(256, 4096, 1), (64, 16384, 4), (32, 2048, 2), (32, 2047, 1), (1, 2**20, 256), (64, 4104, 4), (64, 4100, 4)],
+)
+def test_rows_are_cut_until_they_fill_a_gpu(walks, t, segments):
+    assert triton_states._segments(walks, t) == segments
 
 
 def test_slices_of_one_projection():

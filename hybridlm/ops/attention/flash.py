@@ -85,8 +85,8 @@ def _window_flops(q: tuple, k: tuple, v: tuple, size: int) -> int:
     return 4 * b * h * p * (full * size + sum(range(s - t + 1, s - full + 1)))
 
 
-count(_window, _window_flops, heavy=True)
-count(_window_backward, lambda dy, q, k, v, y, sums, size: 5 * _window_flops(q, k, v, size) // 2, heavy=True)
+count(_window, _window_flops, kept=True)
+count(_window_backward, lambda dy, q, k, v, y, sums, size: 5 * _window_flops(q, k, v, size) // 2, kept=True)
 
 
 # ---------------------------------------------------------------------------------------------------- inside documents

@@ -8,6 +8,8 @@ A program goes down a stretch of rows, the next row on its way while this one is
 input is read once, r is computed again, and the order of every sum is the same every time.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
 
 from hybridlm.ops.backend import triton_lacks
+from hybridlm.ops.flops import count
 from hybridlm.ops.norm.triton import normalise
 from hybridlm.ops.triton_sigmoid import sigmoid
 
@@ -94,6 +97,7 @@ def _pull_back(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _rms_norm.register_autograd(_pull_back, setup_context=_keep)
+count(_rms_norm, lambda x, *others: 4 * math.prod(x), kept=True)  # two products each for the mean and for the result
 
 
 # --------------------------------------------------------------------------------------------------------------- kernel

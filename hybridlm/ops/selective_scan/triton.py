@@ -86,8 +86,8 @@ def _differentiate(ctx, dy: Tensor | None, dlast: Tensor | None, _) -> tuple[Ten
 
 
 _selective_scan.register_autograd(_differentiate, setup_context=_keep)
-count(_selective_scan, work, heavy=True)
-count(_backward, lambda dy, dlast, saved, *inputs: 2 * work(*inputs), heavy=True)
+count(_selective_scan, work, kept=True)
+count(_backward, lambda dy, dlast, saved, *inputs: 2 * work(*inputs), kept=True)
 
 
 def prepared(x, dt, A, B, C, D, document) -> Scan:

@@ -18,8 +18,8 @@ def register(ssd: Callable, gradients: Callable) -> None:
     gradients: (dy, dlast or None, what ssd takes) -> those of x, dt, A, B, C, D, state; anything for what is None.
     """
     ssd.register_fake(_outputs)
-    count(ssd, _flops, heavy=True)
-    count(gradients, lambda dy, dlast, *inputs: 2 * _flops(*inputs), heavy=True)  # each product has two gradients
+    count(ssd, _flops, kept=True)
+    count(gradients, lambda dy, dlast, *inputs: 2 * _flops(*inputs), kept=True)  # each product has two gradients
 
     def pull_back(ctx, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *_, D, state, _ = saved = ctx.saved_tensors  # read once: a checkpoint's cannot be read again

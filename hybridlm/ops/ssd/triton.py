@@ -1,7 +1,8 @@
 """State space duality in Triton: chunks as attention, and a state that walks from chunk to chunk.
 
-1. What decays, in every chunk (triton_states.py).
-2. Where rows and heads fill a GPU, one walk that gives y on its way (triton_scan.py). Elsewhere a walk that stores the
+1. Where rows are long and few: segments of theirs, as rows (triton_segments.py).
+2. What decays, in every chunk (triton_states.py).
+3. Where rows and heads fill a GPU, one walk that gives y on its way (triton_scan.py). Elsewhere a walk that stores the
    state before each chunk, and y of all chunks at once, heads sharing C B^T (triton_read.py).
 
 Dao and Gu 2024, section 6. Nothing but its inputs is kept for the backward (triton_backward.py).
@@ -15,6 +16,7 @@ from hybridlm.ops.ssd import triton_backward
 from hybridlm.ops.ssd.derivative import register
 from hybridlm.ops.ssd.triton_read import read
 from hybridlm.ops.ssd.triton_scan import scan
+from hybridlm.ops.ssd.triton_segments import entering, fold, fold_documents, unfold
 from hybridlm.ops.ssd.triton_states import Tuning, sizes, states, steps, tuning
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -57,10 +59,14 @@ register(_ssd, triton_backward.gradients)
 
 def forward(x, dt, A, B, C, D, state, document, tuning: Tuning) -> tuple[Tensor, Tensor]:
     """y and the last state, cut as `tuning` says."""
+    x, dt, B, C = (fold(v, tuning.segments) for v in (x, dt, B, C))
+    document = fold_documents(document, tuning.segments)
     s = sizes(x, B, tuning.chunk)
-    state = None if state is None else state.float().contiguous()
     cuts = steps(dt, A, document, s)
+    state = entering(x, B, cuts, None if state is None else state.float().contiguous(), s, tuning)
     if tuning.fused:
-        return scan(x, B, C, D, document, cuts, state, s, tuning)
-    before, last = states(x, B, cuts, state, s, tuning)
-    return read(x, C, B, D, document, cuts, before, False, s, tuning), last
+        y, last = scan(x, B, C, D, document, cuts, state, s, tuning)
+    else:
+        before, last = states(x, B, cuts, state, s, tuning)
+        y = read(x, C, B, D, document, cuts, before, False, s, tuning)
+    return unfold(y, tuning.segments), last[tuning.segments - 1 :: tuning.segments].contiguous()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hybridlm.ops.ssd.triton_read import read
 from hybridlm.ops.ssd.triton_scan import scan_back
+from hybridlm.ops.ssd.triton_segments import entering, fold, fold_documents, leaving, unfold
 from hybridlm.ops.ssd.triton_states import (
     Sizes,
     Tuning,
@@ -56,22 +57,25 @@ def _(dy, dlast, x, dt, A, B, C, D, state, document):
 
 def backward(dy, dlast, x, dt, A, B, C, D, state, document, tuning: Tuning) -> tuple[Tensor, ...]:
     """The same, cut as `tuning` says."""
+    dy, x, of_dt, B, C = (fold(v, tuning.segments) for v in (dy.to(x.dtype), x, dt, B, C))
+    document = fold_documents(document, tuning.segments)
     s = sizes(x, B, tuning.chunk)
-    dy = dy.to(x.dtype)
-    cuts = steps(dt, A, document, s)
-    before, _ = states(x, B, cuts, _dense(state), s, tuning)
+    cuts = steps(of_dt, A, document, s)
+    before, _ = states(x, B, cuts, entering(x, B, cuts, _dense(state), s, tuning), s, tuning)
+    dlast = leaving(dy, C, cuts, _dense(dlast), s, tuning)
     if tuning.fused_back:
-        dx, dstate, after, inner = scan_back(dy, B, C, D, document, cuts, _dense(dlast), before, s, tuning)
+        dx, dstate, after, inner = scan_back(dy, B, C, D, document, cuts, dlast, before, s, tuning)
     else:
-        after, dstate, inner = adjoints(dy, C, cuts, _dense(dlast), before, s, tuning)
+        after, dstate, inner = adjoints(dy, C, cuts, dlast, before, s, tuning)
         dx = read(dy, B, C, D, document, cuts, after, True, s, tuning)
     sums = torch.empty(2, 2, s.b, s.h, s.chunks * s.size, dtype=torch.float32, device=x.device)
     dC, dD = _meet(dy, x, C, B, document, cuts, before, sums, False, s, tuning)
     dB = _meet(x, dy, B, C, document, cuts, after, sums, True, s, tuning)  # after dC, see `fine`
     ddt, dA = _of_steps(A, document, cuts, sums, inner, s, tuning.fine)
     dD = dD.to(A.dtype if D is None else D.dtype)
-    dstate = dstate if state is None else dstate.to(state.dtype)
-    return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, dD, dstate
+    dstate = dstate[:: tuning.segments].to(dstate.dtype if state is None else state.dtype).contiguous()
+    dx, ddt, dB, dC = (unfold(v, tuning.segments) for v in (dx, ddt.to(dt.dtype), dB, dC))
+    return dx, ddt, dA.to(A.dtype), dB, dC, dD, dstate
 
 
 def _dense(state: Tensor | None) -> Tensor | None:

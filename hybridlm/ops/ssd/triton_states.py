@@ -20,8 +20,8 @@ from torch import Tensor
 class Tuning(NamedTuple):
     """How the kernels are cut; changes speed, not results. Tuples are (warps, stages) and, if limited, registers.
 
-    chunk: tokens that are computed as attention. fused: one walk computes y, and stores no states; fused_back: another
-    dx, and stores the state's gradients.
+    segments: of a row, which are rows themselves to the kernels. chunk: tokens that are computed as attention.
+    fused: one walk computes y, and stores no states; fused_back: another dx, and stores the state's gradients.
     width: columns of the state in one program of a walk. heads, back_heads: how many one program computes in turn, that
     share C B^T. fine: decays to the last digit of float32.
     """
@@ -37,6 +37,7 @@ class Tuning(NamedTuple):
     back_heads: int = 32
     meet: tuple[int, ...] = (4, 3)
     fine: bool = False
+    segments: int = 1
 
 
 def launched(how: tuple[int, ...]) -> dict[str, int]:
@@ -69,7 +70,12 @@ def tuning(x: Tensor, B: Tensor) -> Tuning:
     """How calls of this dtype and size are cut."""
     b, t, h, p = x.shape
     g, n = B.shape[2:]
-    if x.dtype == torch.float32:
+    segments = _segments(b * h, t)
+    return _of_rows(x.dtype, b * segments, t // segments, h, p, g, n)._replace(segments=segments)
+
+
+def _of_rows(dtype: torch.dtype, b: int, t: int, h: int, p: int, g: int, n: int) -> Tuning:
+    if dtype == torch.float32:
         return Tuning(64, False, False, (4, 1), 64, (4, 1), 4, (4, 1), 4, (4, 1), fine=True)
     if p * n > 64 * 128:
         return Tuning(64, False, False, (4, 1), 64, (4, 2), 4, (4, 1), 4, (8, 1))
@@ -79,6 +85,17 @@ def tuning(x: Tensor, B: Tensor) -> Tuning:
 
 
 MANY = 200  # programs that keep a GPU busy
+
+
+SHORTEST = 1024  # tokens that are worth a segment
+
+
+def _segments(walks: int, t: int) -> int:
+    """As many as fill a GPU with walks, down to segments of a thousand tokens."""
+    segments = 1
+    while walks * segments < MANY and t % (2 * segments) == 0 and t // (2 * segments) >= SHORTEST:
+        segments *= 2
+    return segments
 
 
 def _heads(chunks: int, r: int) -> int:
@@ -197,18 +214,26 @@ def adjoints(dy, C, steps, final, before, s: Sizes, tuning: Tuning) -> tuple[Ten
     return _walk(dy, C, steps, final, before, s, tuning)
 
 
-def _walk(v, k, steps, initial, other, s: Sizes, tuning: Tuning) -> tuple[Tensor, Tensor, Tensor]:
-    back, given = other is not None, initial is not None
+def end(v, k, steps, back: bool, s: Sizes, tuning: Tuning) -> Tensor:
+    """What is added to the state on the way, or back to its gradient: (b, h, p, n), float32."""
+    return _walk(v, k, steps, None, None, s, tuning, kept=False, back=back)[1]
+
+
+def _walk(
+    v, k, steps, initial, other, s: Sizes, tuning: Tuning, *, kept: bool = True, back: bool | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """kept: the state before each chunk is stored, and what `adjoints` gives is summed."""
+    back, given = other is not None if back is None else back, initial is not None
     P, N = s.padded
     width = min(N, tuning.width)
     tiles = N // width
-    stored = torch.empty(s.b, s.h, s.chunks, s.p, s.n, dtype=v.dtype, device=v.device)
     last = torch.empty(s.b, s.h, s.p, s.n, dtype=torch.float32, device=v.device)
-    inner = torch.empty(s.b, s.h, s.chunks, tiles * P, dtype=torch.float32, device=v.device) if back else last
+    stored = v.new_empty(s.b, s.h, s.chunks, s.p, s.n) if kept else last
+    inner = last.new_empty(s.b, s.h, s.chunks, tiles * P) if back and kept else last
     _walk_kernel[(s.b * s.h * tiles,)](
-        *rows_of(v), *rows_of(k), steps, initial if given else last, other if back else stored, stored, last, inner,
-        s.t, s.h, s.p, s.n, s.h // s.g, s.chunks, steps[0].numel(),
-        s.size, P, width, tiles, given, back, **launched(tuning.walk),
+        *rows_of(v), *rows_of(k), steps, initial if given else last, other if back and kept else stored, stored, last,
+        inner, s.t, s.h, s.p, s.n, s.h // s.g, s.chunks, steps[0].numel(),
+        s.size, P, width, tiles, given, back, kept, **launched(tuning.walk),
     )  # fmt: skip
     return stored, last, inner
 
@@ -218,7 +243,7 @@ def _walk_kernel(
     v, v_b, v_t: tl.constexpr, v_h: tl.constexpr, k, k_b, k_t: tl.constexpr, k_g: tl.constexpr,
     steps, initial, other, stored, last, inner, t, h: tl.constexpr, p: tl.constexpr, n: tl.constexpr, r: tl.constexpr,
     chunks, plane, SIZE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, TILES: tl.constexpr,
-    GIVEN: tl.constexpr, BACK: tl.constexpr,
+    GIVEN: tl.constexpr, BACK: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     head, part = pid // TILES, pid % TILES  # of all rows
@@ -230,14 +255,15 @@ def _walk_kernel(
     S = tl.zeros((P, N), tl.float32)
     if GIVEN:
         S = tl.load(initial + head * p * n + spot, inside, 0.0)
-    if BACK:
+    if BACK and KEPT:
         held = tl.load(other + (head * chunks + chunks - 1) * p * n + spot, inside, 0.0)
     for at in range(head * chunks, head * chunks + chunks):  # in 64 bits, as head is
         z = head * chunks + chunks - 1 - at if BACK else at - head * chunks
         place = (head * chunks + z) * p * n + spot
-        tl.store(stored + place, S.to(stored.dtype.element_ty), inside)
+        if KEPT:
+            tl.store(stored + place, S.to(stored.dtype.element_ty), inside)
         through = tl.load(steps + 3 * plane + z * SIZE + SIZE - 1)
-        if BACK:
+        if BACK and KEPT:
             met = tl.sum(S * held, 1) * through
             tl.store(inner + ((head * chunks + z) * TILES + part) * P + tl.arange(0, P), met)
             held = tl.load(other + place - p * n, inside & (z > 0), 0.0)  # for the next round, which waits less

@@ -10,11 +10,16 @@ from hybridlm.ops.backend import forward_mode
 
 
 def by_hand(*tensors: Tensor) -> bool:
-    """Whether that is for these: not under torch.compile or torch.func, which want formulas that they can trace, nor
-    where derivatives are taken forward."""
+    """Whether that is for these: not under torch.func, which wants formulas that it can trace, nor where derivatives
+    are taken forward, nor under torch.compile, see `by_hand_compiled`."""
     if torch.compiler.is_compiling() or forward_mode() or any(is_wrapped(tensor) for tensor in tensors):
         return False
     return tensors[0].device.type == "cpu"
+
+
+def by_hand_compiled(x: Tensor) -> bool:
+    """Whether a backward pass by hand that torch.compile can trace is for this: on a CPU too, and in float32 alone."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def by_formula(formula: Callable, inputs: Sequence[Tensor], incoming: Sequence[Tensor]) -> list[Tensor | None]:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+NOTHING_LEFT = -1000.0  # a logarithm of which exp leaves nothing, alone or in a sum, and that has differences
+
 
 def fold(v: Tensor, size: int) -> Tensor:
     """(b, t, ...) -> (b, z, size, ...), the last chunk filled up with zeros."""
@@ -57,6 +59,25 @@ def decays(v: Tensor) -> Decays:
     return Decays(within, since_start, within[..., -1, :], since_start[..., -1])
 
 
+def decays_by_hand(v: Tensor) -> Decays:
+    """The same in a few passes, for what nobody takes the gradients of: those would be differences of long sums.
+
+    Running sums in float64, each as two numbers of float32, so that the difference of two has the digits that a sum by
+    itself would have. Stacked, they are what torch.compile computes once and not again for every pair of places.
+    """
+    if v.dtype == torch.float64:
+        return decays(v)
+    total = v.double().clamp(min=NOTHING_LEFT).cumsum(-1)
+    high = total.float()
+    high, low = torch.stack([high, (total - high).float()]).unbind(0)
+    lower = torch.ones(v.shape[-1], v.shape[-1], dtype=torch.bool, device=v.device).tril()
+    between = (high[..., :, None] - high[..., None, :]) + (low[..., :, None] - low[..., None, :])
+    within = between.masked_fill_(~lower, -math.inf).exp_()
+    since_start = high.exp()
+    until_end = ((high[..., -1:] - high) + (low[..., -1:] - low)).exp()
+    return Decays(within, since_start, until_end, since_start[..., -1])
+
+
 def decay_mask(v: Tensor) -> Tensor:
     """1-semiseparable (Dao and Gu 2024, section 2.2): (..., c) -> (..., i, j), exp(v_{j+1} + ... + v_i), 0 for i < j.
 
@@ -75,10 +96,13 @@ def decay_mask(v: Tensor) -> Tensor:
     return torch.cat([F.pad(first, (0, c // 2)), torch.cat([corner, second], dim=-1)], dim=-2)
 
 
-def pass_on(S: Tensor, through: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-    """Chunk by chunk: S (b, ...), through and added (b, z, ...) -> S before each chunk, and after the last."""
-    before = []
-    for decay, more in zip(through.unbind(1), added.unbind(1), strict=True):
-        before.append(S)
+def pass_on(S: Tensor, through: Tensor, added: Tensor, *, back: bool = False) -> tuple[Tensor, Tensor]:
+    """Chunk by chunk: S (b, ...), through and added (b, z, ...) -> S before each chunk, and after the last.
+
+    back: from the last chunk to the first, as gradients travel: S after each chunk, and before the first.
+    """
+    steps, met = list(zip(through.unbind(1), added.unbind(1), strict=True)), []
+    for decay, more in reversed(steps) if back else steps:
+        met.append(S)
         S = torch.addcmul(more, decay, S)
-    return torch.stack(before, dim=1), S
+    return torch.stack(met[::-1] if back else met, dim=1), S

@@ -6,6 +6,7 @@ from torch.autograd import forward_ad
 
 from hybridlm.ops import by_hand as module
 from hybridlm.ops.causal_conv import reference as conv
+from hybridlm.ops.chunks import decays, decays_by_hand
 from hybridlm.ops.draw import TINY
 from hybridlm.ops.examples import draw
 from hybridlm.ops.linear_attention import reference as attention
@@ -29,6 +30,36 @@ def test_equals_the_formulas_that_are_traced(op, case, sizes, monkeypatch):
     assert all(error(ours, true) < 1e-12 for ours, true in zip(outputs, wanted, strict=True))
     assert gradients.keys() == slopes.keys()
     assert all(error(gradients[name], slopes[name]) < 1e-12 for name in slopes)
+
+
+@pytest.mark.parametrize(("op", "case"), [("linear_attention", "state"), ("ssd", "state"), ("ssd", "packed")])
+def test_what_is_compiled_equals_the_formulas(op, case, monkeypatch):
+    sizes, calls, at_once = TINY._replace(t=130, h=4, g=2), [], attention.AtOnce.apply
+    wanted, slopes = draw(op, case, sizes, dtype=torch.float64).gradients("reference")
+    monkeypatch.setattr(attention, "by_hand_compiled", lambda v: True)
+    monkeypatch.setattr(attention, "by_hand", lambda *tensors: False)
+    monkeypatch.setattr(attention.AtOnce, "apply", lambda *tensors: calls.append(1) or at_once(*tensors))
+    outputs, gradients = draw(op, case, sizes, dtype=torch.float64).gradients("reference")
+    assert calls
+    assert all(error(ours, true) < 1e-12 for ours, true in zip(outputs, wanted, strict=True))
+    assert all(error(gradients[name], slopes[name]) < 1e-12 for name in slopes)
+
+
+def test_decays_by_hand_have_the_digits_of_every_sum():
+    """Of short ones after long ones, and of what stands at the first token of a document."""
+    v = -torch.rand(3, 64) * torch.tensor([1e-3, 1.0, 30.0])[:, None]
+    v[:, 40] = -torch.inf
+    for found, true in zip(decays_by_hand(v), decays(v.double()), strict=True):
+        torch.testing.assert_close(found.double(), true, rtol=5e-6, atol=1e-37)
+        assert (found[true == 0] == 0).all()
+
+
+def test_torch_compile_traces_what_is_by_hand_in_float32_alone():
+    x = torch.zeros(2)
+    assert not module.by_hand_compiled(x)
+    traced = torch.compile(lambda v: v + module.by_hand_compiled(v), fullgraph=True, backend="eager")
+    assert traced(x).all()
+    assert not traced(x.double()).any()
 
 
 @pytest.mark.parametrize(("op", "name"), [("linear_attention", "v"), ("ssd", "dt"), ("causal_conv1d", "x")])

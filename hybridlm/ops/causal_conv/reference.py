@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridlm.ops.by_hand import by_formula, by_hand
+from hybridlm.ops.spread import spread
 
 
 def causal_conv1d(
@@ -28,7 +29,7 @@ def causal_conv1d(
     owner = None if document is None else F.pad(document, (k - 1, 0))  # whose input it is; the state's are document 0's
 
     y = _taps(history.to(wide), weight.to(wide), owner)
-    y = y if bias is None else y + bias.to(wide)
+    y = y if bias is None else y + spread(bias.to(wide), y)
     y = F.silu(y) if activation == "silu" else y
     return y.to(x.dtype), last_inputs(history, k - 1, lengths, owner).to(before.dtype)
 
@@ -37,19 +38,20 @@ def _taps(history: Tensor, weight: Tensor, owner: Tensor | None) -> Tensor:
     """history (b, k - 1 + t, c) -> (b, t, c)."""
     if owner is None and by_hand(history, weight):
         return Taps.apply(history, weight[:, 0].T.contiguous())
-    return _sums(history, weight[:, 0].T, owner)
+    taps = torch.stack(weight[:, 0].unbind(-1))  # in one piece also where torch.compile would look past a transpose
+    return _sums(history, taps, owner)
 
 
 def _sums(history: Tensor, weight: Tensor, owner: Tensor | None = None) -> Tensor:
     """history (b, k - 1 + t, c), weight (k, c) -> (b, t, c). owner (b, k - 1 + t): whose input it is."""
     k = len(weight)
     t = history.shape[1] - k + 1
-    y = history[:, k - 1 :] * weight[-1]
+    y = history[:, k - 1 :] * spread(weight[-1], history[:, k - 1 :])
     for j in range(k - 1):
         tap = history[:, j : j + t]
         if owner is not None:
             tap = torch.where((owner[:, j : j + t] == owner[:, k - 1 :])[..., None], tap, 0)
-        y = torch.addcmul(y, tap, weight[j])
+        y = torch.addcmul(y, tap, spread(weight[j], tap))
     return y
 
 

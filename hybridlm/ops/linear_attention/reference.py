@@ -11,10 +11,10 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from hybridlm.ops.by_hand import by_hand
+from hybridlm.ops.by_hand import by_hand, by_hand_compiled
 from hybridlm.ops.chunks import decays, fold, forget_between, pass_on
 from hybridlm.ops.linear_attention import channel
-from hybridlm.ops.linear_attention.by_chunk import ByChunk
+from hybridlm.ops.linear_attention.by_chunk import AtOnce, ByChunk
 
 
 def linear_attention(
@@ -61,6 +61,8 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor, chunk: i
     q, k, v, decay = (fold(x, min(chunk, t)) for x in (q, k, v, decay))
     if by_hand(q, k, v, decay, S):
         y, S = ByChunk.apply(_chunks, q, k, v, decay.expand(v.shape[:-1]), S)
+    elif by_hand_compiled(v):
+        y, S = AtOnce.apply(q, k, v, decay.expand(v.shape[:-1]), S)
     else:
         y, S = _chunks(q, k, v, decay, S)
     return rearrange(y, "b z i g r p -> b (z i) g r p")[:, :t], S

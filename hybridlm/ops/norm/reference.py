@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from hybridlm.ops.spread import spread
+
 
 def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -13,7 +15,7 @@ def _widen(x: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x = _widen(x)
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return (x * weight).to(weight.dtype)
+    return (x * spread(weight, x)).to(weight.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -24,7 +26,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int, dtype: torch.dtype) -> Tensor:
     y = rearrange(_widen(y) * F.silu(_widen(z)), "... (g d) -> ... g d", g=groups)
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
-    return (rearrange(y, "... g d -> ... (g d)") * weight).to(dtype)
+    y = rearrange(y, "... g d -> ... (g d)")
+    return (y * spread(weight, y)).to(dtype)
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: int) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.ops.linear_attention.reference import linear_attention, linear_attention_flops
+from hybridlm.ops.spread import spread
 
 
 def ssd(
@@ -24,7 +25,7 @@ def ssd(
         y, H = step(u, dt, A.to(wide), B.to(wide), C.to(wide), D, state, document, in_place)
         return y.to(x.dtype), H
     y, H = linear_attention(C, B, u * dt[..., None], dt * A.to(wide), state, document, chunk)
-    y = y if D is None else y + D.to(wide)[:, None] * u
+    y = y if D is None else y + spread(D.to(wide), dt)[..., None] * u
     return y.to(x.dtype), H
 
 

@@ -170,10 +170,18 @@ class Cursor:
         else:
             known, over = self._count(x.shape[1], ctx, after, max_length)
             past, extent = max(self.lengths, default=0), max(known, default=0)
-        self.position.copy_(after)
-        self.segment.copy_(segment)
+        self._move(after, segment)
         self.known, self.over = known, over
         return replace(ctx, past=past, extent=extent)
+
+    def _move(self, position: Tensor, segment: Tensor) -> None:
+        """In place, where a recording will look for them; with gradients on into new tensors, as a state's others are:
+        a compiled call keeps for its backward pass what it was given."""
+        if torch.is_grad_enabled():
+            self.position, self.segment = position, segment.clone()  # it may be a part of the caller's segment_ids
+        else:
+            self.position.copy_(position)
+            self.segment.copy_(segment)
 
     def count(self, tokens: int | list[int], max_length: int | None) -> list[int]:
         """The lengths after `tokens` more in every, or each, row. StateError: a document is longer than max_length."""

@@ -107,3 +107,21 @@ def test_fork_select_and_reset_share_nothing():
     assert cursor.position.tolist() == [0, 2, 2]
     assert fork.position.tolist() == [2, 2, 2]
     assert picked.position.tolist() == picked.lengths == [2, 2]
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_the_clock_moves_in_place_only_where_gradients_are_off(segments):
+    """With gradients a compiled call may keep it for the backward pass; and the caller's ids are never written."""
+    cursor, x = Cursor.zeros(2), torch.zeros(2, 3, 4)
+    ids = torch.tensor([[0, 0, 1], [0, 2, 2]]) if segments else None
+    before, given = (cursor.position, cursor.segment), None if ids is None else ids.clone()
+    cursor.open(x, segment_ids=ids)
+    assert not any(clock.any() for clock in before)
+    for mode in (torch.no_grad, torch.inference_mode):
+        clocks = (cursor.position, cursor.segment)
+        with mode():
+            cursor.open(x, segment_ids=None if ids is None else ids + 5)
+        assert clocks[0] is cursor.position
+        assert clocks[1] is cursor.segment
+    assert cursor.position.tolist() == ([1, 2] if segments else [9, 9])
+    assert ids is None or torch.equal(ids, given)

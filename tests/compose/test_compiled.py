@@ -116,6 +116,17 @@ def test_what_is_no_model_is_refused():
         hl.compile(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.deep
+@pytest.mark.parametrize("run", [trained, in_pieces])
+def test_a_model_compiles_as_a_whole_too(run):
+    """By torch.compile itself. A call keeps the clock for its backward pass, and the next call moves it on."""
+    compiled_module._make_room()
+    model = make("[attention] [short_conv]")
+    expected = run(model)
+    model.compile(backend="aot_eager", fullgraph=True)
+    close(run(model), expected)
+
+
 @pytest.mark.parametrize("run", [trained, in_pieces])
 @pytest.mark.parametrize("every", [1, 2])
 def test_checkpointing_changes_no_gradient_by_a_bit(run, every):

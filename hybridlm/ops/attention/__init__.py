@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hybridlm.ops.attention import cache, flash, reference, vendor, window
-from hybridlm.ops.attention.masks import causal_in_document, up_to
+from hybridlm.ops.attention.masks import causal_in_document
 from hybridlm.ops.backend import Offer, kernels, resolve, triton_asked
 from hybridlm.ops.decoding import ROWS, kernel_lacks
 
-__all__ = ["attention", "cached_attention", "causal_in_document", "up_to", "window_attention"]
+__all__ = ["attention", "cached_attention", "causal_in_document", "window_attention"]
 
 
 def attention(

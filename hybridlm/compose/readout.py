@@ -15,7 +15,7 @@ from hybridlm.compose.spec import ModelSpec
 from hybridlm.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 LOGITS_AT_ONCE = 1 << 25  # how many logits the loss of a language model holds at a time
-MORE_AT_ONCE = 1 << 27  # the same on a GPU, where larger products pay
+MORE_AT_ONCE = 1 << 28  # the same on a GPU, where larger products pay
 FEWER_AT_ONCE = 1 << 21  # on a CPU, if none are computed again: what its cache holds, but TILE tokens at least
 TILE = 128
 

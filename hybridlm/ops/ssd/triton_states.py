@@ -81,7 +81,7 @@ def _of_rows(dtype: torch.dtype, b: int, t: int, h: int, p: int, g: int, n: int)
         return Tuning(64, False, False, (4, 1), 64, (4, 2), 4, (4, 1), 4, (8, 1))
     heads = _heads(b * triton.cdiv(t, 64) * g, h // g)
     width = next((w for w in (128, 64) if b * h * n >= MANY * w), 32)
-    return Tuning(fused=b * h >= MANY, width=width, heads=heads, back_heads=heads)
+    return Tuning(fused=b * h >= MANY, fused_back=b * h >= MANY, width=width, heads=heads, back_heads=heads)
 
 
 MANY = 200  # programs that keep a GPU busy

@@ -44,7 +44,7 @@ class GatedDeltaNetConfig:
     key_heads: heads g of queries and keys, a divisor of heads; default heads.
     head_dim: width p of a value; default d_model / heads.
     d_key: width n of a query and a key; default head_dim.
-    d_conv: width k of the short convolution.
+    d_conv: width k of the short convolution; 1 sees the token alone.
     negative_eigenvalues: beta up to 2, not 1: what a key held may change its sign, which counting modulo 2 needs.
     gate: multiply by silu(W_z x) before the output projection.
     chunk: tokens that are solved for at a time; changes speed, not results.
@@ -70,7 +70,7 @@ class GatedDeltaNetConfig:
             key_heads=key_heads,
             head_dim=head_dim,
             d_key=whole("d_key", head_dim if self.d_key is None else self.d_key, high=4096),
-            d_conv=whole("d_conv", self.d_conv, low=2, high=64),
+            d_conv=whole("d_conv", self.d_conv, high=64),
             negative_eigenvalues=flag("negative_eigenvalues", self.negative_eigenvalues),
             gate=flag("gate", self.gate),
             chunk=whole("chunk", self.chunk, low=2, high=4096),

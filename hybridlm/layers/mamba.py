@@ -40,7 +40,7 @@ class MambaConfig:
     """A selective state space of N states a channel.
 
     d_state: states N of a channel.
-    d_conv: width k of the short convolution.
+    d_conv: width k of the short convolution; 1 sees the token alone.
     expand: channels of the inner stream, as a multiple of d_model; expand * d_model is a whole number.
     dt_rank: width R of the bottleneck that dt comes from; default d_model / 16, rounded up.
     bcdt_norm: RMSNorm on dt's bottleneck, B and C, as in Jamba; on those that are selected.
@@ -67,7 +67,7 @@ class MambaConfig:
         return replace(
             self,
             d_state=whole("d_state", self.d_state, high=4096),
-            d_conv=whole("d_conv", self.d_conv, low=2, high=64),
+            d_conv=whole("d_conv", self.d_conv, high=64),
             expand=factor("expand", self.expand, "d_model", d_model),
             dt_rank=whole("dt_rank", math.ceil(d_model / 16) if self.dt_rank is None else self.dt_rank),
             bcdt_norm=flag("bcdt_norm", self.bcdt_norm),

@@ -41,7 +41,7 @@ class Mamba2Config:
     head_dim: channels P of a head, a divisor of expand * d_model; default the largest up to 64.
     expand: channels of the inner stream, as a multiple of d_model; expand * d_model is a whole number.
     n_groups: groups of heads that share B and C, a divisor of the number of heads.
-    d_conv: width k of the short convolution.
+    d_conv: width k of the short convolution; 1 sees the token alone.
     chunk: tokens that are computed as attention at a time; changes speed, not results.
     dt_min, dt_max: the initial step dt of each head is drawn log-uniformly between them; 1 / dt is its memory.
     gated_norm: RMSNorm after the gate; without it, as in Falcon-H1, the gate alone.
@@ -67,7 +67,7 @@ class Mamba2Config:
             head_dim=head_dim,
             expand=expand,
             n_groups=n_groups,
-            d_conv=whole("d_conv", self.d_conv, low=2, high=64),
+            d_conv=whole("d_conv", self.d_conv, high=64),
             chunk=whole("chunk", self.chunk, low=2, high=4096),
             dt_min=dt_min,
             dt_max=dt_max,

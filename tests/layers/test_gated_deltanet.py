@@ -53,7 +53,7 @@ def test_bf16_weights_keep_a_float32_state():
         ({"heads": 4, "key_heads": 3}, r"key_heads: 3 does not divide heads = 4; use 2 or 4"),
         ({"heads": True}, r"heads: True is not an integer"),
         ({"d_key": 0}, r"d_key: 0 is out of range"),
-        ({"d_conv": 1}, r"d_conv: 1 is out of range"),
+        ({"d_conv": 0}, r"d_conv: 0 is out of range"),
         ({"negative_eigenvalues": 1}, r"negative_eigenvalues: 1; it must be true or false"),
         ({"gate": "yes"}, r"gate: 'yes'; it must be true or false"),
         ({"chunk": 1}, r"chunk: 1 is out of range"),

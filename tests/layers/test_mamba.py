@@ -35,7 +35,7 @@ def test_defaults_are_legal_at_every_width():
         ({"d_state": 0}, "d_state: 0 is out of range"),
         ({"d_state": True}, "d_state: True is not an integer"),
         ({"d_state": 10**9}, "d_state: 1000000000 is out of range"),
-        ({"d_conv": 1}, "d_conv: 1 is out of range; it must be an integer from 2"),
+        ({"d_conv": 0}, "d_conv: 0 is out of range; it must be an integer from 1"),
         ({"expand": 1.51}, "expand: 1.51 times d_model = 64 is no whole number from 1 up; use 1.5 or 1.515625"),
         ({"expand": 0.001}, "expand: 0.001 times d_model = 64 is no whole number from 1 up; use 0.015625"),
         ({"expand": 0}, "expand: 0 times d_model = 64 is no whole number from 1 up; use 0.015625"),
@@ -97,7 +97,7 @@ def test_meta_then_reset_gives_the_same():
     "fields",
     [
         {},
-        {"bcdt_norm": True, "expand": 3, "d_conv": 2, "dt_rank": 7, "d_state": 5},
+        {"bcdt_norm": True, "expand": 3, "d_conv": 1, "dt_rank": 7, "d_state": 5},
         {"gate": False, "select": [], "discretization": "zoh"},
         {"select": ["dt"], "bcdt_norm": True, "discretization": "zoh"},
         {"select": ["B", "C"], "bcdt_norm": True},

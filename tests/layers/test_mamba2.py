@@ -34,7 +34,7 @@ def test_defaults_are_legal_at_every_width():
         ({"d_state": 0}, "d_state: 0 is out of range"),
         ({"d_state": True}, "d_state: True is not an integer"),
         ({"d_state": 10**9}, "d_state: 1000000000 is out of range"),
-        ({"d_conv": 1}, "d_conv: 1 is out of range; it must be an integer from 2"),
+        ({"d_conv": 0}, "d_conv: 0 is out of range; it must be an integer from 1"),
         ({"expand": 1.51}, "expand: 1.51 times d_model = 64 is no whole number from 1 up; use 1.5 or 1.515625"),
         ({"gated_norm": None}, "gated_norm: None; it must be true or false"),
         ({"head_dim": 48}, "head_dim: 48 does not divide expand .* = 128; use 32 or 64"),
@@ -89,7 +89,7 @@ def test_meta_then_reset_gives_the_same():
     "fields",
     [
         {},
-        {"head_dim": 1, "n_groups": 2, "expand": 4, "d_conv": 2, "d_state": 5, "chunk": 16},
+        {"head_dim": 1, "n_groups": 2, "expand": 4, "d_conv": 1, "d_state": 5, "chunk": 16},
         {"gated_norm": False, "d_state": 7},
     ],
 )

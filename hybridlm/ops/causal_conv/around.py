@@ -37,6 +37,8 @@ def around(
 def _last(x: Tensor, before: Tensor | None, count: int, lengths: Tensor | None, document: Tensor | None) -> Tensor:
     """The last inputs of every row, before (b, count, c) among them where the row is short."""
     before = x.new_zeros(x.shape[0], count, x.shape[2]) if before is None else before
+    if count == 0:
+        return torch.cat([before, x[:, :0]], dim=1).to(before.dtype).transpose(1, 2)
     if lengths is not None:
         return _last_of_each(x, before, lengths, document).to(before.dtype)
     owner = None if document is None else F.pad(document[:, -count:], (count, 0))

@@ -61,8 +61,8 @@ def measured(case: str, got: Tensor, want: Tensor, limit: float) -> Result:
 def distance(got: Tensor, want: Tensor) -> tuple[float, float]:
     """(RMS of the error, RMS of the error of the worst of n), both over the RMS of want (n, ...).
 
-    A NaN counts as infinitely wrong. Where want is zero throughout, the error is not divided. Of no numbers it is 0: the
-    state of a convolution that sees one token holds none.
+    A NaN counts as infinitely wrong. Where want is zero throughout, the error is not divided. Of no numbers it is 0:
+    the state of a convolution that sees one token holds none.
     """
     if got.shape != want.shape:
         raise AssertionError(f"shape {tuple(got.shape)}, expected {tuple(want.shape)}")

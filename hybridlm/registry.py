@@ -162,3 +162,13 @@ mlps: Registry = Registry(
     },
     needs=("Config", "cost"),
 )
+
+tasks: Registry = Registry(
+    "task",
+    "hybridlm.tasks",
+    {
+        "mqar": "hybridlm.tasks.mqar:MQAR",
+        "mqar_packed": "hybridlm.tasks.mqar:PackedMQAR",
+    },
+    needs=("draw", "guess"),
+)

@@ -112,8 +112,7 @@ def recall(
 ) -> Sample:
     """A context of `pairs`, and the slots behind it."""
     half, context = vocab_size // 2, 2 * pairs
-    keys = 1 + random.permutation(half - 1)[:pairs]
-    values = half + random.permutation(vocab_size - half)[:pairs]
+    keys, values = 1 + some(random, half - 1, pairs), half + some(random, vocab_size - half, pairs)
     ids = random.integers(vocab_size, size=length) if random_fillers else np.zeros(length, dtype=np.int64)
     targets = np.full(length, IGNORED, dtype=np.int64)
     asked = context + 2 * slots(random, (length - context) // 2, pairs, power)
@@ -129,3 +128,9 @@ def slots(random: np.random.Generator, count: int, pairs: int, power: float) -> 
     """
     times = random.standard_exponential(count) * np.arange(1.0, count + 1) ** (1 - power)
     return times.argsort()[:pairs]
+
+
+def some(random: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """(size,) different numbers below count, each as likely, in an order that is random too."""
+    few = count <= 512  # there, a whole permutation is faster
+    return random.permutation(count)[:size] if few else random.choice(count, size, replace=False)

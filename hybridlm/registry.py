@@ -169,6 +169,9 @@ tasks: Registry = Registry(
     {
         "mqar": "hybridlm.tasks.mqar:MQAR",
         "mqar_packed": "hybridlm.tasks.mqar:PackedMQAR",
+        "selective_copying": "hybridlm.tasks.copying:SelectiveCopying",
+        "copying": "hybridlm.tasks.copying:Copying",
+        "induction_heads": "hybridlm.tasks.induction_heads:InductionHeads",
     },
     needs=("draw", "guess"),
 )

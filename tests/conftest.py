@@ -36,12 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test file imports hybridlm. HYBRIDLM_CHECK_SHAPES=0 turns the shape checks off, for torch.compile."""
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
     if os.environ.get("HYBRIDLM_CHECK_SHAPES", "1") != "0":
-        import shape_checks
-        from jaxtyping import install_import_hook
+        from shape_checks import checked
 
-        _hook.enter_context(install_import_hook(CHECKED, "shape_checks.typechecked"))
+        _hook.enter_context(checked(CHECKED))
         sys.meta_path.insert(0, _Kernels)
-        shape_checks.pass_the_compiler()
     torch.set_num_threads(1)
 
 

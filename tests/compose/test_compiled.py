@@ -177,8 +177,8 @@ def test_chunks_of_the_loss_are_even_and_whole_tiles():
 def test_a_cpu_holds_few_logits_at_a_time_unless_they_would_be_computed_again():
     assert readout._tokens_at_once(gpu=False, bare=True, outputs=8192) == 256
     assert readout._tokens_at_once(gpu=False, bare=True, outputs=50304) == readout.TILE
-    assert readout._tokens_at_once(gpu=False, bare=False, outputs=8192) == 4096
-    assert readout._tokens_at_once(gpu=True, bare=True, outputs=8192) == 16384
+    assert readout._tokens_at_once(gpu=False, bare=False, outputs=8192) == readout.LOGITS_AT_ONCE // 8192
+    assert readout._tokens_at_once(gpu=True, bare=True, outputs=8192) == readout.MORE_AT_ONCE // 8192
 
 
 # ------------------------------------------------------------------------------------------------- every mixer, deeply

@@ -47,8 +47,9 @@ class ByChunk(torch.autograd.Function):
         parts, found = list(zip(*(x.unbind(1) for x in inputs), strict=True)), []
         for z in reversed(range(len(parts))):
             chunk = Chunk.of(*parts[z])
-            found.append(_gradients(chunk, before[z], dy[:, z], dS))
-            dS = torch.addcmul(_added_back(chunk, dy[:, z]), chunk.through, dS)
+            faded = dy[:, z] * chunk.since_start
+            found.append(_gradients(chunk, before[z], dy[:, z], faded, dS))
+            dS = torch.addcmul(_added_back(chunk, faded), chunk.through, dS)
         return None, *(torch.stack(each, dim=1) for each in zip(*reversed(found), strict=True)), dS
 
 
@@ -67,8 +68,9 @@ class AtOnce(torch.autograd.Function):
         q, k, v, decay, before = ctx.saved_tensors
         z, chunk = v.shape[1], Chunk.of(*(x.flatten(0, 1) for x in (q, k, v, decay)))
         dy = dy.flatten(0, 1)
-        after, dS = pass_on(dS, _apart(chunk.through, z), _apart(_added_back(chunk, dy), z), back=True)
-        found = _gradients(chunk, before.flatten(0, 1), dy, after.flatten(0, 1))
+        faded = dy * chunk.since_start
+        after, dS = pass_on(dS, _apart(chunk.through, z), _apart(_added_back(chunk, faded), z), back=True)
+        found = _gradients(chunk, before.flatten(0, 1), dy, faded, after.flatten(0, 1))
         return *(_apart(x, z) for x in found), dS
 
 
@@ -125,14 +127,14 @@ def _read(chunk: Chunk, S: Tensor) -> Tensor:
     return _places(queries @ S.flatten(2, 3).mT, v).mul(since_start).add_(inside.permute(0, 3, 1, 2, 4))
 
 
-def _added_back(chunk: Chunk, dy: Tensor) -> Tensor:
-    """What a chunk's y adds to the gradient of the state before it: (since_start * dy) q^T."""
-    return (_rows(dy * chunk.since_start).mT @ _rows(chunk.q)).unflatten(2, dy.shape[3:])
+def _added_back(chunk: Chunk, faded: Tensor) -> Tensor:
+    """What a chunk's y adds to the gradient of the state before it: (since_start * dy) q^T. faded: since_start * dy."""
+    return (_rows(faded).mT @ _rows(chunk.q)).unflatten(2, faded.shape[3:])
 
 
-def _gradients(chunk: Chunk, S: Tensor, dy: Tensor, dS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of a chunk's q, k, v and decay. S: the state before it; dS: the gradient of the one after."""
-    q, k, v, within, since_start, until_end, through = chunk
+def _gradients(chunk: Chunk, S: Tensor, dy: Tensor, faded: Tensor, dS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a chunk's q, k, v and decay. S: the state before it; dS: the gradient of the one after; faded: as above."""
+    q, k, v, within, _, until_end, through = chunk
     queries, keys, state, dstate = _rows(q), _rows(k), S.flatten(2, 3), dS.flatten(2, 3)
     scores = (queries @ keys.mT).unsqueeze(2)
 
@@ -143,7 +145,6 @@ def _gradients(chunk: Chunk, S: Tensor, dy: Tensor, dS: Tensor) -> tuple[Tensor,
     dscores = X.sum(2)
     X = X.mul_(scores)
     # From the state before: y += since_start * (q S).
-    faded = dy * since_start
     dq = (dscores @ keys).add_(_rows(faded) @ state)
     read = _places(queries @ state.mT, v).mul(faded).sum(-1)
     # To the state after: through * S + (until_end * v) k^T.

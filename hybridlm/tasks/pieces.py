@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,13 +33,13 @@ def words(text: str) -> tuple[str, ...]:
 
 def encoded(pieces: Sequence[Piece], codec: Codec) -> Sample:
     """All tokens but the last, and at each position the next token where it is asked. Ends with an asked piece."""
-    tokens = [_tokens(piece, codec) for piece in pieces]
+    letters = {letter for piece in pieces if piece.spelled for letter in piece.text}
+    spelling = {letter: codec.encode(letter) for letter in letters}
+    tokens = [_spelled(piece.text, spelling) if piece.spelled else codec.encode(piece.text) for piece in pieces]
     asked = np.repeat([piece.asked for piece in pieces], [len(part) for part in tokens])
     ids = np.array([token for part in tokens for token in part], dtype=np.int64)
     return {"ids": ids[:-1], "targets": np.where(asked, ids, IGNORED)[1:]}
 
 
-def _tokens(piece: Piece, codec: Codec) -> list[int]:
-    if piece.spelled:
-        return [token for character in piece.text for token in codec.encode(character)]
-    return codec.encode(piece.text)
+def _spelled(text: str, spelling: Mapping[str, list[int]]) -> list[int]:
+    return [token for letter in text for token in spelling[letter]]

@@ -188,3 +188,18 @@ tasks: Registry = Registry(
     },
     needs=("draw", "guess"),
 )
+
+datasets: Registry = Registry(
+    "data",
+    "hybridlm.data",
+    {
+        "text": "hybridlm.train.data:TextData",
+        "signals": "hybridlm.train.signals:SignalData",
+        "task": "hybridlm.tasks.data:TaskData",  # every registered task
+    },
+)
+
+
+def data_of(task: str) -> type:
+    """The class of the data that `--task` names: text, signals, or a registered task's."""
+    return datasets.get("task" if task in tasks else task)

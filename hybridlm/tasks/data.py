@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import DataError
-from hybridlm.tasks.task import HELD_OUT, TRAINING, Samples, Task, make
+from hybridlm.tasks.metrics import TaskScore
+from hybridlm.tasks.task import HELD_OUT, TRAINING, Sample, Samples, Task, make, stack
+from hybridlm.text import FileCodec
 from hybridlm.train.samples import Batch, StepData, permute, sample_numbers
 
 
@@ -24,9 +26,11 @@ class TaskData(StepData):
         batch_size: samples in a batch of one device.
         seed: of all that is drawn.
         workers: processes that draw ahead. Any number gives the same batches.
+        tokenizer: of a task of text: "bytes", or a tokenizer.json.
 
-    A batch has ids and targets (b, t) int64, or inputs (b, t, channels) and targets (b, t, outputs) float32, and valid
-    (b, t) bool where lengths differ. Raises SpecError (all problems of a task at once) and DataError.
+    A batch has ids and targets (b, t) int64, or inputs (b, t, channels) and targets (b, t, outputs) float32, of the
+    task's length t; where a sample is shorter, it is padded on the right, and the batch has valid (b, t) bool.
+    Raises SpecError (all problems of a task at once) and DataError.
     """
 
     def __init__(
@@ -37,10 +41,12 @@ class TaskData(StepData):
         batch_size: int = 64,
         seed: int = 0,
         workers: int = 0,
+        tokenizer: str = "bytes",
     ) -> None:
         super().__init__(batch_size, workers)
         _check_counts(held_out=held_out, batch_size=batch_size, workers=workers)
-        self.task = make(task, params)
+        self.tokenizer_path = None if tokenizer == "bytes" else Path(tokenizer).expanduser()
+        self.task = make(task, params, FileCodec(self.tokenizer_path) if self.tokenizer_path else None)
         self.held_out, self.seed = held_out, seed
         self.samples = Samples(self.task, seed)
         for family in (TRAINING, HELD_OUT):
@@ -50,6 +56,13 @@ class TaskData(StepData):
         """A model that reads and answers what the task asks."""
         if problems := misfits(self.task, spec):
             raise DataError("\n".join(f"{path}: {problem}" for problem in problems))
+
+    def score(self, spec: ModelSpec) -> TaskScore:
+        """Accuracy and solved, or squared error, beside the guess."""
+        return TaskScore(spec, self.task)
+
+    def collate(self, drawn: list[Sample]) -> Batch:
+        return stack(drawn, self.task.length)
 
     def training_samples(self, start: int, rank: int, world: int) -> TaskStream:
         """Samples without end."""
@@ -80,15 +93,41 @@ class HeldOut(Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Batch:
-        number = permute(index, self.count, key=0) if self.shuffled else index
-        batch = self.samples.batch(HELD_OUT, np.asarray([number]))
-        return {name: tensor[0] for name, tensor in batch.items()}
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples.sample(HELD_OUT, permute(index, self.count, key=0) if self.shuffled else index)
 
 
 def misfits(task: Task, spec: ModelSpec) -> list[str]:
     """What keeps a model of this spec from a task, a sentence each: its ends, or their sizes."""
-    return []
+    return _token_misfits(task, spec) if task.kind == "tokens" else _number_misfits(task, spec)
+
+
+def _token_misfits(task: Task, spec: ModelSpec) -> list[str]:
+    wanted = "embed: tokens and head: lm (or head: {type: classify, pool: none})"
+    if not spec.reads_tokens or spec.output.type == "regress" or spec.output.pool != "none":
+        return [f"{task.name} asks tokens at some positions: it needs {wanted}, not {_ends(spec)}"]
+    sizes = {"vocab_size": spec.vocab_size, "head.classes": spec.outputs}
+    return [
+        f"{name}: {size}, and {task.name} has ids up to {task.vocab_size - 1}; at least {task.vocab_size} are needed"
+        for name, size in sizes.items()
+        if size < task.vocab_size and not (name == "head.classes" and spec.head == "lm")
+    ]
+
+
+def _number_misfits(task: Task, spec: ModelSpec) -> list[str]:
+    wanted = f"embed: {{type: linear, channels: {task.channels}}} and head: {{type: regress, outputs: {task.outputs}}}"
+    if spec.input.type != "linear" or spec.output.type != "regress" or spec.output.pool != "none":
+        return [f"{task.name} asks numbers at some positions: it needs {wanted}, not {_ends(spec)}"]
+    sizes = {"embed.channels": (spec.input.channels, task.channels), "head.outputs": (spec.outputs, task.outputs)}
+    return [
+        f"{name}: {ours}, and {task.name} has {theirs}; make them the same"
+        for name, (ours, theirs) in sizes.items()
+        if ours != theirs
+    ]
+
+
+def _ends(spec: ModelSpec) -> str:
+    return f"embed: {spec.embed} and head: {spec.head}"
 
 
 def _check_counts(**counts: int) -> None:

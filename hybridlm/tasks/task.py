@@ -143,11 +143,8 @@ class Samples:
         )
 
     def batch(self, family: int, numbers: Iterable[int]) -> Batch:
-        """Samples as one batch: ids or inputs, targets and, where their lengths differ, valid (b, t) bool.
-
-        What is shorter is padded on the right: with 0, and with targets that ask nothing.
-        """
-        return stack([self.sample(family, int(number)) for number in numbers])
+        """Samples as one batch of the task's length; see `stack`."""
+        return stack([self.sample(family, int(number)) for number in numbers], self.task.length)
 
 
 def family_of(sample: Sample) -> int:
@@ -157,13 +154,15 @@ def family_of(sample: Sample) -> int:
     return HELD_OUT if int.from_bytes(digest, "little") % SHARE == 0 else TRAINING
 
 
-def stack(drawn: list[Sample]) -> Batch:
-    """Samples -> a batch of tensors, padded on the right where lengths differ."""
+def stack(drawn: list[Sample], length: int) -> Batch:
+    """Samples -> a batch of tensors: ids or inputs, targets and, if a sample is shorter than `length`, valid (b, t).
+
+    What is shorter is padded on the right: with 0, and with targets that ask nothing.
+    """
     lengths = [len(sample["targets"]) for sample in drawn]
-    longest = max(lengths)
-    batch = {name: torch.from_numpy(np.stack([_padded(s, name, longest) for s in drawn])) for name in drawn[0]}
-    if min(lengths) < longest:
-        batch["valid"] = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    batch = {name: torch.from_numpy(np.stack([_padded(s, name, length) for s in drawn])) for name in drawn[0]}
+    if min(lengths) < length:
+        batch["valid"] = torch.arange(length) < torch.tensor(lengths)[:, None]
     return batch
 
 

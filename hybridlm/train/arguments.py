@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from hybridlm.compose import strict_yaml
 from hybridlm.errors import CheckpointError, SpecError, did_you_mean
+from hybridlm.registry import tasks
 from hybridlm.resources import find_config
 from hybridlm.train.checkpoint import checkpoint_folder
 from hybridlm.train.console import panel
@@ -18,7 +19,9 @@ from hybridlm.train.console import panel
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 
 
-TASKS = ("text", "signals")  # what there is to train on
+def known_tasks() -> tuple[str, ...]:
+    """What there is to train on."""
+    return ("text", "signals", *tasks.names())
 
 
 def task_of(argv: list[str]) -> str:
@@ -32,7 +35,7 @@ def task_of(argv: list[str]) -> str:
         elif option == "--config":
             content = strict_yaml.compose(Path(value).read_text(encoding="utf-8"), name=value)
             task = content.get("task", task) if isinstance(content, dict) else task
-    return task if task in TASKS else "text"  # the parser says what is wrong
+    return task if task in known_tasks() else "text"  # the parser says what is wrong
 
 
 def expand(argv: list[str]) -> list[str]:

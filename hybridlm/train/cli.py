@@ -34,7 +34,8 @@ from hybridlm.errors import (
     UnsupportedError,
 )
 from hybridlm.files import atomic_write
-from hybridlm.train.arguments import TASKS, Parser, expand, task_of
+from hybridlm.registry import data_of, tasks
+from hybridlm.train.arguments import Parser, expand, known_tasks, task_of
 from hybridlm.train.callbacks import (
     Interrupted,
     NonFiniteError,
@@ -45,11 +46,8 @@ from hybridlm.train.callbacks import (
 )
 from hybridlm.train.checkpoint import SafeCheckpointIO, saved_spec, whole_checkpoint
 from hybridlm.train.console import Terminal, panel, quieten, results
-from hybridlm.train.data import TextData
 from hybridlm.train.module import LitHybridLM, require_same_spec
 from hybridlm.train.progress import LossCurve, Throughput, TrainingBar
-from hybridlm.train.samples import StepData
-from hybridlm.train.signals import SignalData
 
 MISTAKES = (
     PatternError,
@@ -61,10 +59,10 @@ MISTAKES = (
     MisconfigurationException,
 )
 FAILURES = (NonFiniteError, UnsavedError)
-DATA: dict[str, type[StepData]] = dict(zip(TASKS, (TextData, SignalData), strict=True))
 RUN_VARIABLE = "HYBRIDLM_RUN"  # tells the other processes of a distributed run which folder the first one chose
 EXAMPLES = {
     "fit": "hybridlm fit --config quickstart/stdlib --trainer.max_steps 500        a shipped config, from anywhere\n"
+    "  hybridlm fit --task mqar --data.params.pairs 8 --model.spec configs/models/tiny.yaml        known answers\n"
     "  hybridlm fit --model.spec configs/models/tiny.yaml --data.path 'texts/*.txt' --data.context 256\n"
     "  hybridlm fit --config train/signals        classes of generated signals; --task signals says so\n"
     "  hybridlm fit --resume runs/tiny/0        goes on where a run stopped",
@@ -125,6 +123,8 @@ class HybridCLI(LightningCLI):
 
     def __init__(self, args: list[str], held: ExitStack) -> None:
         self._held = held  # what is given back when the command ends
+        task = task_of(args)
+        self.known = task in tasks  # one with known answers, which TaskData is told
         parser = {"parser_mode": "omegaconf+", "default_env": False}
         named = {
             name: {**parser, "usage": f"{USAGE.format(name)}{EXAMPLES[name]}", "description": ABOUT[name]}
@@ -132,7 +132,7 @@ class HybridCLI(LightningCLI):
         }
         super().__init__(
             LitHybridLM,
-            DATA[task_of(args)],
+            data_of(task),
             args=args,
             parser_class=Parser,
             parser_kwargs={**parser, "prog": "hybridlm", "description": "Train and measure hybrid models.", **named},
@@ -161,7 +161,10 @@ class HybridCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """--task, --run, --resume (expanded before parsing, listed here for --help), --ckpt_path, --checkpoint.*."""
-        parser.add_argument("--task", type=Literal[TASKS], default="text", help="what to train on; --data.* follows it")
+        told = {"type": Literal[known_tasks()], "default": "text", "help": "what to train on; --data.* follows it"}
+        parser.add_argument("--task", **told)
+        if self.known:
+            parser.link_arguments("task", "data.task")
         parser.add_argument("--run", type=str | None, help="run folder; default runs/<name of the spec>/<next number>")
         parser.add_argument("--resume", type=str | None, help="run folder to take config and newest checkpoint from")
         parser.add_argument("--ckpt_path", type=str | None, help="checkpoint to start from; a run folder: its newest")

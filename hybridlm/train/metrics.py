@@ -76,10 +76,11 @@ class Rate:
 class Score(nn.Module):
     """A language model over all that was seen: loss and perplexity.
 
-    unit: of the loss. answer: what a prediction is called.
+    unit: of the loss. answer: what a prediction is called. reads_answers: updated with logits, and no loss beside them.
     """
 
     unit, answer = "nats per token", "nll"
+    reads_answers = False
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()

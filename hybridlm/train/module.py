@@ -45,8 +45,8 @@ class LitHybridLM(pl.LightningModule):
         cuda_graph: capture the whole step in a CUDA graph after the first few: for steps that are bound by launches.
             One GPU, no accumulation of gradients, batches of one shape.
 
-    A batch is what TextData or SignalData gives. Raises SpecError (spec, settings), DataError (data that the model
-    cannot read) and CheckpointError (a checkpoint of another spec, with every difference at once).
+    A batch is what TextData, SignalData or TaskData gives. Raises SpecError (spec, settings), DataError (data that the
+    model cannot read) and CheckpointError (a checkpoint of another spec, with every difference at once).
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class LitHybridLM(pl.LightningModule):
         data = self.trainer.datamodule
         if isinstance(data, StepData):
             data.require(self.model.spec, self.spec_path)
+            self.score = data.score(self.model.spec)
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -94,6 +95,10 @@ class LitHybridLM(pl.LightningModule):
     def read(self, batch: Batch) -> Output:
         """The model's losses on the batch."""
         return self.model(inputs_of(batch), **_marks(batch), targets=batch["targets"])
+
+    def answer(self, batch: Batch) -> Output:
+        """The model's logits, or numbers, on the batch."""
+        return self.model(inputs_of(batch), **_marks(batch))
 
     def loss(self, batch: Batch) -> Tensor:
         """What training minimises: the head's own mean over the batch's targets and, in training, balance losses."""
@@ -141,7 +146,8 @@ class LitHybridLM(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds to the score, in which every target weighs the same."""
-        self.score.update(self.read(batch), self._counted(batch))
+        out = self.answer(batch) if self.score.reads_answers else self.read(batch)
+        self.score.update(out, self._counted(batch))
 
     def _counted(self, batch: Batch) -> Tensor:
         """The targets, with none at pads."""
@@ -154,7 +160,7 @@ class LitHybridLM(pl.LightningModule):
         return targets.masked_fill(~real, IGNORED)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs val_loss and what else the score has: val_ppl and val_bpb, or val_accuracy and val_guess."""
+        """Logs val_loss and what else the score has: val_ppl and val_bpb, or val_accuracy, val_solved, val_guess."""
         self._log_score("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -174,7 +180,7 @@ class LitHybridLM(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(b, t) NLL in nats of each target, 0 where there is none; of another head its answers."""
-        logits = self.model(inputs_of(batch), **_marks(batch)).logits
+        logits = self.answer(batch).logits
         if self.model.spec.head != "lm":
             return logits
         return torch.nn.functional.cross_entropy(

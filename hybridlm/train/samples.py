@@ -8,9 +8,10 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from hybridlm.compose.spec import ModelSpec
+from hybridlm.train.metrics import SCORES, Score
 
 Batch = dict[str, Tensor]
 """ids (b, t) or inputs (b, t, channels); targets, as the head takes them; valid and segment_ids, if there are any."""
@@ -38,6 +39,14 @@ class StepData(pl.LightningDataModule):
     def require(self, spec: ModelSpec, path: str) -> None:
         """DataError unless a model of this spec, which lies at `path`, can be trained on it."""
         raise NotImplementedError
+
+    def score(self, spec: ModelSpec) -> Score:
+        """What validation measures; by default, what the model's head is measured by."""
+        return SCORES[spec.output.type](spec)
+
+    def collate(self, drawn: list) -> Batch:
+        """Held-out samples -> a batch."""
+        return default_collate(drawn)
 
     def training_samples(self, start: int, rank: int, world: int) -> IterableDataset:
         """Batches of one device, the first with the sample of number `start`."""
@@ -69,8 +78,8 @@ class StepData(pl.LightningDataModule):
         return self._loader(self.held_out_samples(shuffled=False), self.batch_size)
 
     def _loader(self, dataset: Dataset, batch_size: int | None = None) -> DataLoader:
-        keep = self.workers > 0
-        return DataLoader(dataset, batch_size=batch_size, num_workers=self.workers, persistent_workers=keep)
+        how = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
+        return DataLoader(dataset, batch_size=batch_size, collate_fn=self.collate if batch_size else None, **how)
 
     def state_dict(self) -> dict[str, int]:
         """How many training samples the run has drawn: all that an exact resume needs."""

@@ -81,12 +81,12 @@ class Train:
 class Budget:
     """What the whole study may take.
 
-    minutes:   of wall clock, on `cores` cores of a CPU (default: those of the machine);
+    minutes:   of wall clock, on `cores` cores of a CPU;
     gpu_hours: or hours of a GPU, summed over GPUs.
     """
 
     minutes: float | None = None
-    cores: int | None = None
+    cores: int = 1
     gpu_hours: float | None = None
 
     @property

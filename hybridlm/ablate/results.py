@@ -45,7 +45,8 @@ class Result:
     curve:       [[step, held-out metrics], ...], in order, the last step's included.
     solved_at:   the first evaluated step at which `stop_at` held; None: never, or the study has none.
     diverged_at: the step whose loss or gradient was no number; the trial ends with the weights before it.
-    knockouts:   {branch: held-out metrics without it}; see knockout.py.
+    knockouts:   {"0.mamba2.zero": held-out metrics with what the mixer of layer 0 adds zeroed, "0.mamba2.mean": with it
+                 replaced by its mean, "1.attention.zero": ...}; see knockout.py.
     """
 
     key: str
@@ -111,7 +112,7 @@ class Missing:
 class Results:
     """A study and what its trials found.
 
-    table:   one row a finished trial, as `Result.row` says, in the order of `study.trials()`.
+    table:   one row a finished trial of an arm, as `Result.row` says, by arm, learning rate and seed.
     missing: its other trials.
     """
 
@@ -177,7 +178,7 @@ class Results:
 def load(study: Study, folder: str | Path) -> Results:
     """What a study's folder holds by now: whoever runs it may be at work still."""
     table, missing = [], []
-    for trial in study.trials():
+    for trial in (trial for arm in study.arms for trial in study.trials_of(arm.name)):
         place = trial_folder(folder, trial.key)
         try:
             result = Result.read(place)

@@ -178,7 +178,7 @@ class Results:
 def load(study: Study, folder: str | Path) -> Results:
     """What a study's folder holds by now: whoever runs it may be at work still."""
     table, missing = [], []
-    for trial in (trial for arm in study.arms for trial in study.trials_of(arm.name)):
+    for trial in study.trials():
         place = trial_folder(folder, trial.key)
         try:
             result = Result.read(place)

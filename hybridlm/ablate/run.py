@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridlm.ablate.executors import Executor, Together, executor_of
+from hybridlm.ablate.executor import Executor, Together
+from hybridlm.ablate.executors import executor_of
 from hybridlm.ablate.progress import Board
 from hybridlm.ablate.results import FORMAT
 from hybridlm.ablate.trial import Outcome, Pack, Settings, pending
@@ -58,7 +59,7 @@ class _Run:
     def __init__(self, study: Study, folder: Path, works: Executor, stop: threading.Event) -> None:
         self.folder, self.works, self.stop, self.ran = folder, works, stop, Ran()
         self.board = Board(study, folder)
-        self.waiting = deque(packs_of(study.trials(), works.together, works.workers))
+        self.waiting = deque(packs_of(study.runs(), works.together, works.workers))
         self.running: set[str] = set()
         self.later: list[tuple[float, Pack]] = []
 

@@ -51,10 +51,7 @@ class FakeStudy:
         return [FakeArm(name) for name in self.names]
 
     def trials(self):
-        return [trial for name in self.names for trial in self.trials_of(name)]
-
-    def trials_of(self, name):
-        return [FakeTrial(FakeArm(name), seed, lr) for lr in self.lr for seed in range(self.seeds)]
+        return [FakeTrial(arm, seed, lr) for arm in self.arms for lr in self.lr for seed in range(self.seeds)]
 
 
 def fill(folder, study, of):

@@ -27,6 +27,7 @@ from hybridlm.checks import whole
 from hybridlm.errors import DataError
 
 FEWEST = 5  # seeds that the bootstrap-t interval needs: of 3, every ninth resample has no spread
+ROUNDING = 1e-12  # of sums of probabilities
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,11 @@ def _bootstrap_t(d: np.ndarray, t: float, share: float, draws: int, seed: int) -
     found, weights = found[order], weights[order]
     below = np.cumsum(weights)  # P(t* <= found)
     above = np.cumsum(weights[::-1])[::-1]  # P(t* >= found)
-    low = found[np.searchsorted(below, share, side="right")]  # the first with more than `share` up to it
-    high = found[len(found) - 1 - np.searchsorted(above[::-1], share, side="right")]
+    more = share + ROUNDING
+    low = found[np.searchsorted(below, more)]  # the first with more than `share` up to it
+    high = found[len(found) - 1 - np.searchsorted(above[::-1], more)]
     tails = weights[found >= t].sum(), weights[found <= t].sum()
-    return float(low), float(high), float(min(1.0, 2 * max(min(tails), 1 / draws)))
+    return float(low), float(high), float(min(1.0, 2 * max(min(tails) - ROUNDING, 1 / draws)))
 
 
 @functools.lru_cache(maxsize=16)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 
 import numpy as np
 
@@ -16,7 +17,8 @@ SPREADS = 12  # standard deviations to each side, beyond which nothing counts in
 
 def tail(t: float, df: int) -> float:
     """P(T > t) of Student's t with df degrees of freedom (A&S 26.7.1)."""
-    half = incomplete_beta(df / (df + t * t), df / 2, 0.5) / 2 if math.isfinite(t) else 0.0
+    square = min(t * t, sys.float_info.max / 2)
+    half = _beta(df / (df + square), square / (df + square), df / 2, 0.5) / 2
     return half if t >= 0 else 1 - half
 
 
@@ -33,7 +35,9 @@ def quantile(share: float, df: int) -> float:
 
 def f_tail(f: float, above: int, below: int) -> float:
     """P(F > f) of Fisher's F with so many degrees of freedom above and below the line (A&S 26.6.2)."""
-    return incomplete_beta(below / (below + above * f), below / 2, above / 2) if math.isfinite(f) else 0.0
+    f = min(f, sys.float_info.max / (2 * above))
+    whole = below + above * f
+    return _beta(below / whole, above * f / whole, below / 2, above / 2)
 
 
 def shifted_tail(t: float, df: int, shift: float) -> float:
@@ -55,13 +59,16 @@ def _legendre() -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(NODES)
 
 
-def incomplete_beta(x: float, a: float, b: float) -> float:
-    """I_x(a, b), the regularised incomplete beta function for x in [0, 1]: the continued fraction A&S 26.5.8."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
+def _beta(x: float, y: float, a: float, b: float) -> float:
+    """I_x(a, b), the regularised incomplete beta function: the continued fraction A&S 26.5.8.
+
+    y: 1 - x, given apart: near 1 the difference would lose its digits.
+    """
+    if x <= 0 or y <= 0:
+        return float(y <= 0)
     if x > (a + 1) / (a + b + 2):  # there the fraction of the complement converges fast
-        return 1 - incomplete_beta(1 - x, b, a)
-    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+        return 1 - _beta(y, x, b, a)
+    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(y)
     return math.exp(front) / (a * _fraction(x, a, b))
 
 

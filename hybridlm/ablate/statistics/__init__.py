@@ -16,7 +16,7 @@ from hybridlm.ablate.statistics.families import holm
 from hybridlm.ablate.statistics.paired import Difference, mean_interval, paired_difference
 from hybridlm.ablate.statistics.power import minimum_detectable
 from hybridlm.ablate.statistics.proportion import wilson
-from hybridlm.ablate.statistics.steps import median_steps
+from hybridlm.ablate.statistics.survival import median_steps
 
 __all__ = [
     "Argmin",

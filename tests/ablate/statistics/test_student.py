@@ -14,7 +14,7 @@ DEGREES = [1, 2, 3, 4, 9, 30, 999]
 @pytest.mark.parametrize("t", [0.0, 1e-6, 0.1, 1.0, 2.5, 12.7, 300.0])
 def test_tails_are_those_of_scipy_relatively(df, t):
     assert tail(t, df) == pytest.approx(stats.t.sf(t, df), rel=1e-10, abs=1e-300)
-    assert tail(-t, df) == pytest.approx(stats.t.sf(-t, df), rel=1e-12)
+    assert tail(-t, df) == pytest.approx(stats.t.sf(-t, df), rel=1e-10)
 
 
 @pytest.mark.parametrize("df", DEGREES)

@@ -81,12 +81,12 @@ class Train:
 class Budget:
     """What the whole study may take.
 
-    minutes:   of wall clock, on `cores` cores of a CPU;
+    minutes:   of wall clock, on `cores` cores of a CPU (default: those of the machine);
     gpu_hours: or hours of a GPU, summed over GPUs.
     """
 
     minutes: float | None = None
-    cores: int = 1
+    cores: int | None = None
     gpu_hours: float | None = None
 
     @property

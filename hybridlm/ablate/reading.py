@@ -100,7 +100,7 @@ class _Reader:
             budget=budget,
             claims=tuple(claim for _, claim in claims),
             axes={axis.name: axis.labels for axis in axes},
-            source=dict(given),
+            source={**given, "baseline": baseline.to_dict()},  # wherever it is read again
             warnings=tuple(problems.warnings),
         )
 

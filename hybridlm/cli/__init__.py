@@ -58,6 +58,11 @@ COMMANDS = {
         "what a model costs: parameters, FLOPs, cache bytes; a picture",
         'hybridlm describe "(M3A)12" --d-model 1024 --context 2048,131072 --plot stack.svg',
     ),
+    "ablate": Command(
+        "hybridlm.ablate.command:ablate",
+        "run a study: arms matched, seeds paired, claims judged",
+        "hybridlm ablate configs/studies/recall-rescue.yaml --dry-run",
+    ),
     "mixers": Command("hybridlm.cli.mixers:list_mixers", "every mixer and MLP that is known here", "hybridlm mixers"),
     "schema": Command(
         "hybridlm.cli.schema:print_schema", "JSON Schema of a model file", "hybridlm schema > model.schema.json"
@@ -71,7 +76,7 @@ COMMANDS = {
         "hybridlm tokenize --path texts --vocab-size 8192",
     ),
 }
-LATER = ("eval", "ablate", "report", "export", "import")
+LATER = ("eval", "report", "export", "import")
 
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch loads: threads that wait spin briefly, then sleep

@@ -14,6 +14,7 @@ KEPT_OPS: set[torch._ops.OpOverloadPacket | torch._ops.HigherOrderOperator] = {
     torch.ops.aten._scaled_dot_product_cudnn_attention,
     torch.ops.aten._scaled_dot_product_flash_attention,
     torch.ops.aten._scaled_dot_product_efficient_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
 }
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 
 from hybridlm.compose.build import build
@@ -190,9 +192,21 @@ class LitHybridLM(pl.LightningModule):
         total = self.trainer.max_steps
         if total < 1:
             raise SpecError("trainer.max_steps: training is counted in steps; set it, for example to 2000")
-        optimizer = adamw(self.model, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        scaled = self.trainer.precision == "16-mixed"
+        optimizer = adamw(self.model, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, scaled=scaled)
         scheduler = capped_schedule(optimizer, partial(self.schedule, total=total), self.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's, which in mixed precision refuses a fused optimiser; bf16 scales nothing that it could undo."""
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            how = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, how)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """The resolved spec goes into every checkpoint."""

@@ -102,8 +102,13 @@ def capped_schedule(optimizer: Optimizer, factor, lr: float) -> LambdaLR:
     return LambdaLR(optimizer, [of(group["lr_max"]) for group in optimizer.param_groups])
 
 
-def adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]) -> AdamW:
-    """AdamW over `parameter_groups`; the fused kernel where all parameters are on a GPU."""
-    fused = all(parameter.is_cuda for parameter in model.parameters())
+def adamw(
+    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], scaled: bool = False
+) -> AdamW:
+    """AdamW over `parameter_groups`; the fused kernel where all parameters are on a GPU, or on a CPU.
+
+    scaled: gradients come multiplied by a scaler of float16, which a fused kernel would undo after they were clipped.
+    """
+    fused = not scaled and all(parameter.device.type in ("cuda", "cpu") for parameter in model.parameters())
     groups = parameter_groups(model, weight_decay=weight_decay, lr=lr)
     return AdamW(groups, lr=lr, betas=tuple(betas), fused=fused)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from torch.nn.utils import get_total_norm
 
 from hybridlm.errors import CheckpointError, DataError, SpecError
 from hybridlm.train.data import IGNORED, TextData
@@ -57,6 +59,24 @@ def test_bfloat16(make_run):
     weights = run.fit()
     assert float(run.trainer.callback_metrics["train_loss"]) < 4.5
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_before_a_fused_step(make_run, precision):
+    """In mixed precision Lightning by itself refuses to clip for a fused optimiser."""
+    run, norms = make_run(max_steps=3, precision=precision), []
+
+    class Watch(pl.Callback):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            norms.extend([get_total_norm(gradients).item()] * bool(gradients))
+
+    run.trainer.gradient_clip_val = 0.01
+    run.trainer.callbacks.append(Watch())
+    run.fit()
+    assert run.trainer.optimizers[0].defaults["fused"]
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+    assert norms
 
 
 def test_a_tokenizer_too_large_for_the_model(make_run, texts, tmp_path):

@@ -1,0 +1,87 @@
+"""What each branch does: the score without it, after training."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hybridlm.ablate.report import words
+from hybridlm.ablate.report.blocks import WIDTH, Chart, Paragraph, Section, Table
+from hybridlm.ablate.report.facts import Facts, Mean, mean_of, metric_word
+from hybridlm.ablate.report.plots import Row, draw_rows, rows_height
+from hybridlm.ablate.results import lower_is_better
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE = "Knock-outs"
+MOST_ARMS, MOST_BRANCHES = 8, 40
+
+
+def section(facts: Facts) -> Section:
+    """A figure for each arm that has them: those with a colour first."""
+    arms = [arm.name for arm in facts.arms if costs(facts, arm.name)]
+    if not arms:
+        return Section("knockouts", TITLE, left_out="no trial has knock-outs.")
+    arms.sort(key=lambda arm: facts.looks[arm].mark is None)
+    about = (
+        "After training, each attention layer and each SSM branch is taken out in turn, the rest as it is. A large "
+        "change says that the trained model leans on the branch, not that a model trained without it would fail."
+    )
+    more = f" {len(arms) - MOST_ARMS} further arms are in results.jsonl." if len(arms) > MOST_ARMS else ""
+    return Section("knockouts", TITLE, [Paragraph(about + more), *[_chart(facts, arm) for arm in arms[:MOST_ARMS]]])
+
+
+def costs(facts: Facts, arm: str) -> dict[str, np.ndarray]:
+    """{branch: (seeds,) of the score without it minus the score with it}, at the arm's best learning rate."""
+    found: dict[str, list[float]] = {}
+    for row in facts.results.rows(arm, facts.best[arm]):
+        for branch, metrics in row["knockouts"].items():
+            if facts.score in metrics and facts.score in row:
+                found.setdefault(branch, []).append(metrics[facts.score] - row[facts.score])
+    return {branch: np.array(values) for branch, values in found.items() if np.isfinite(values).any()}
+
+
+def _chart(facts: Facts, arm: str) -> Chart:
+    found = costs(facts, arm)
+    means = {branch: mean_of(values) for branch, values in found.items()}
+    what, shown = metric_word(facts.score), list(found)[:MOST_BRANCHES]
+    rows = [
+        [words.readable(b, 60), words.signed(m.mean, 4), words.interval(m.low, m.high, 4), str(m.n)]
+        for b, m in means.items()
+    ]
+    table = Table(
+        "The numbers", ["without", f"change in {what}", "95% interval", "n"], rows, frozenset({1, 2, 3}), folded=True
+    )
+    cut = f" The first {MOST_BRANCHES} of {len(found)} branches; the table has all." if len(found) > len(shown) else ""
+    n = words.plural(max(mean.n for mean in means.values()), "seed")
+    caption = (
+        f"Change in held-out {what} of {words.named(arm, 40)} without each branch, over n = {n}: marks are "
+        f"means, bars 95% intervals over seeds, strokes single seeds.{cut}"
+    )
+    alt = "; ".join(f"{words.named(b, 40)}: {words.signed(m.mean)}" for b, m in list(means.items())[:16])
+    draw = partial(_draw, facts=facts, arm=arm, found={branch: found[branch] for branch in shown})
+    size = (WIDTH, rows_height(len(shown)))
+    return Chart(f"knockouts-{words.slug(arm)}", _finding(facts, arm, means), caption, alt, draw, table, size)
+
+
+def _finding(facts: Facts, arm: str, means: dict[str, Mean]) -> str:
+    """The branch that is missed most, if it is missed at all."""
+    sign = 1 if lower_is_better(facts.score) else -1
+    worst = max(means, key=lambda branch: sign * means[branch].mean)
+    mean, name = means[worst], words.named(arm)
+    if sign * mean.mean <= 0 or (np.isfinite(mean.low) and mean.low <= 0 <= mean.high):
+        return f"{name}: no single branch is missed, as far as these seeds can tell"
+    change = f"{words.signed(mean.mean)} {metric_word(facts.score)}"
+    return f"{name} leans most on {words.named(worst)}: {change} without it"
+
+
+def _draw(axes: Axes, *, facts: Facts, arm: str, found: dict[str, np.ndarray]) -> None:
+    rows = []
+    for branch, values in found.items():
+        mean = mean_of(values)
+        below, above = mean.reach
+        rows.append(Row(branch, mean.mean, mean.mean - below, mean.mean + above, facts.looks[arm], values.tolist()))
+    draw_rows(axes, rows, f"change in {metric_word(facts.score)} without the branch", zero=True)

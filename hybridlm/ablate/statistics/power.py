@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from hybridlm.ablate.statistics.levels import level_of
@@ -18,14 +19,18 @@ def minimum_detectable(sd: float, n: int, power: float = 0.8, level: float = 0.9
     """
     sd, n = real("sd", sd, 0), whole("n", n)
     power, level = level_of(power, "power"), level_of(level)
-    if n == 1:
-        return math.inf
+    return sd * _effect(n, power, level) if n > 1 else math.inf
+
+
+@functools.lru_cache(maxsize=1024)
+def _effect(n: int, power: float, level: float) -> float:
+    """The same for a spread of 1, by bisection."""
     low, high = 0.0, 1.0
     while _power(high, n, level) < power:
         low, high = high, 2 * high
     while (middle := (low + high) / 2) not in (low, high):
         low, high = (middle, high) if _power(middle, n, level) < power else (low, middle)
-    return sd * high
+    return high
 
 
 def _power(effect: float, n: int, level: float) -> float:

@@ -53,6 +53,11 @@ COMMANDS = {
     "generate": Command(
         "hybridlm.infer.command:generate_command", "write text after a prompt", 'hybridlm generate RUN --prompt "def "'
     ),
+    "eval": Command(
+        "hybridlm.tasks.command:eval_command",
+        "what a trained model answers to tasks with known answers",
+        "hybridlm eval RUN --tasks mqar,needle --params mqar.pairs=16 --samples 500",
+    ),
     "describe": Command(
         "hybridlm.cli.describe:describe",
         "what a model costs: parameters, FLOPs, cache bytes; a picture",
@@ -76,7 +81,7 @@ COMMANDS = {
         "hybridlm tokenize --path texts --vocab-size 8192",
     ),
 }
-LATER = ("eval", "report", "export", "import")
+LATER = ("report", "export", "import")
 
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch loads: threads that wait spin briefly, then sleep

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,22 +56,39 @@ class TaskScore(Score):
 
     def update(self, out: Output, targets: Tensor) -> None:
         """out.logits (b, t, v) with targets (b, t), or (b, t, outputs) both; where nothing is asked it is no matter."""
+        self.add(out.logits[asked(targets)], targets)
+
+    def add(self, answers: Tensor, targets: Tensor) -> None:
+        """answers: (n, v) logits at the asked positions of targets (b, t), row by row; of numbers (n, outputs)."""
+        where = asked(targets)
+        right = targets[where]
         if targets.is_floating_point():
-            self.loss.update(squared_error(out.logits, targets), targets)
+            self.loss.update(squared_error(answers, right), right)
             return
-        asked = targets != IGNORED
-        logits, answers = out.logits[asked].float(), targets[asked]
-        right = logits.argmax(dim=-1) == answers
-        self.loss.update(F.cross_entropy(logits, answers), answers)
-        self.accuracy.update(right)
-        self.solved.update(~asked.masked_scatter(asked, ~right).any(dim=1)[asked.any(dim=1)])
+        wrong = answers.argmax(dim=-1) != right
+        self.loss.update(F.cross_entropy(answers.float(), right), right)
+        self.accuracy.update(~wrong)
+        self.solved.update(~where.masked_scatter(where, wrong).any(dim=1)[where.any(dim=1)])
 
     def measures(self) -> dict[str, Tensor]:
         found = {name: metric.compute().float() for name, metric in self.named_children()}
         return found | {"guess": torch.tensor(self.guess, device=found["loss"].device)}
 
 
+def asked(targets: Tensor) -> Tensor:
+    """targets (b, t), or (b, t, outputs) -> (b, t) bool: where there is something to answer."""
+    return ~targets.isnan().all(dim=-1) if targets.is_floating_point() else targets != IGNORED
+
+
 def squared_error(values: Tensor, targets: Tensor) -> Tensor:
     """() mean over the targets that are not NaN."""
-    asked = ~targets.isnan()
-    return F.mse_loss(values[asked].float(), targets[asked].float())
+    real = ~targets.isnan()
+    return F.mse_loss(values[real].float(), targets[real].float())
+
+
+def wilson(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """The interval of a share of `count` independent trials (Wilson 1927): inside [0, 1], and of use at 0 and 1 too."""
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (middle - half if share > 0 else 0.0), (middle + half if share < 1 else 1.0)  # exactly, not up to rounding

@@ -57,9 +57,10 @@ def check_claims(claims: Sequence[tuple[str, Claim]], setting: Setting, problems
 
 def _check_fields(path: str, claim: Claim, problems: Problems) -> None:
     """One kind of claim, and nothing of another."""
-    said = [name for kind in FIELDS.values() for name in kind if getattr(claim, name) not in (None, ())]
+    known = dict.fromkeys(name for kind in FIELDS.values() for name in kind)
+    said = [name for name in known if getattr(claim, name) not in (None, ())]
     wanted = FIELDS[claim.kind]
-    for name in dict.fromkeys(said):
+    for name in said:
         if name not in wanted:
             problems.add(f"{path}.{name}", f"does not go with {', '.join(n for n in said if n in wanted)}")
     if claim.kind == "bar" and (claim.at_least is None) == (claim.at_most is None):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hybridlm import checks
 from hybridlm.ablate import sections
 from hybridlm.ablate.arms import Arm
 from hybridlm.ablate.axes import Axis, read_axis
@@ -52,6 +53,8 @@ class _Reader:
         for key in NEEDED:
             if key not in given:
                 problems.add(key, "missing")
+        with problems.at():
+            checks.distinct("allow", given.get("allow", ()), ALLOW)
         if "arms" not in given and "axes" not in given:
             problems.add("arms", "missing; a study needs arms: or axes:")
 
@@ -223,8 +226,7 @@ class _Reader:
 
     # -------------------------------------------------------------------------------------------------------- warnings
     def _warn(self, arms: Sequence[Arm], data: Data, lr: Sequence[float], seeds: int) -> None:
-        allowed = self.given.get("allow") or ()
-        warn = self.problems.warn
+        allowed, warn = self.given.get("allow", ()), self.problems.warn
         if len(lr) < LEAST_LRS and "few_lrs" not in allowed:
             warn(
                 "lr", f"{len(lr)} learning rates; with fewer than {LEAST_LRS} an arm may look bad for its window alone"

@@ -23,6 +23,8 @@ from jaxtyping import AbstractArray
 from torch.compiler import is_compiling
 
 jaxtyped = jaxtyping.jaxtyped
+_silent: set[types.CodeType] = set()
+"""Of functions that say no shape."""
 
 
 @contextmanager
@@ -42,7 +44,12 @@ def door(entered: Any) -> Any:
         if "__dataclass_fields__" in vars(entered) and "__init__" in vars(entered):
             entered.__init__ = door(entered.__init__)
         return entered
-    return once(entered) if any(map(_says_shape, _hints(entered))) else entered
+    if is_compiling() or entered.__code__ in _silent:  # a function inside another is made at each call
+        return entered
+    if any(map(_says_shape, _hints(entered))):
+        return once(entered)
+    _silent.add(entered.__code__)
+    return entered
 
 
 def _hints(function: types.FunctionType) -> Iterable[Any]:
@@ -54,7 +61,7 @@ def _hints(function: types.FunctionType) -> Iterable[Any]:
 
 
 def once(function: types.FunctionType) -> Callable:
-    """The function, checked once for each form of its arguments and result; torch.compile cannot trace the checks."""
+    """The function, checked once for each form of its arguments and result; bare where torch.compile traces it."""
     runs: list[Callable] = []  # what stands behind the checks: the function, or a result that is there already
     checks = jaxtyped(typechecker=typechecked)(_behind(function, runs))
     seen: set[Hashable] = set()

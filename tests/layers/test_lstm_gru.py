@@ -1,8 +1,5 @@
 """lstm and gru: configs, initial values, cost, and stacks under vmap. The laws and the oracles do the rest."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -67,13 +64,11 @@ def test_stacked_models_train_under_vmap(parts, t):
     assert_trains_stacked(models, x)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_torch_compile_takes_the_loop_as_one_op():
-    """In a process of its own: shape checks cannot be traced."""
-    code = (
-        "import torch; from hybridlm.layers.lstm import LSTM, LSTMConfig; x = torch.randn(2, 9, 32);"
-        "m = LSTM(LSTMConfig(), 32); f = torch.compile(m, backend='aot_eager', fullgraph=True);"
-        "ours, true = (torch.autograd.grad(run(x)[0].square().sum(), list(m.parameters())) for run in (f, m));"
-        "[torch.testing.assert_close(a, b) for a, b in zip(ours, true)]"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    x, module = torch.randn(2, 9, 32), LSTM(LSTMConfig(), 32)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    parameters = list(module.parameters())
+    ours, true = (torch.autograd.grad(run(x)[0].square().sum(), parameters) for run in (compiled, module))
+    for one, two in zip(ours, true, strict=True):
+        torch.testing.assert_close(one, two)

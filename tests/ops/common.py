@@ -1,5 +1,6 @@
 """What the tests of several ops need: documents to cut rows into, errors, and a count of what runs."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +13,16 @@ from hybridlm.ops.examples import OPS, draw
 
 CALLS = [(op, case) for op, (_, cases) in OPS.items() for case in cases]
 CALL_NAMES = ["-".join(call) for call in CALLS]
+
+
+def cases(*axes, kept):
+    """Every combination of the axes, the last of which is t. The longest t comes by default with `kept`, and with the
+    others in the deep tier."""
+    found = []
+    for *others, t in itertools.product(*axes):
+        extra = t == max(axes[-1]) and tuple(others) != kept
+        found.append(pytest.param(*others, t, marks=pytest.mark.deep if extra else ()))
+    return found
 
 
 def documents(b, t):

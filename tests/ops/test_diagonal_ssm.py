@@ -16,7 +16,7 @@ from hybridlm.errors import UnsupportedError
 from hybridlm.ops.diagonal_ssm import RULES, diagonal_flops, diagonal_kernel, diagonal_ssm
 from hybridlm.ops.diagonal_ssm.reference import discretise
 from hybridlm.ops.hippo import diagonal
-from tests.ops.common import Calls, apart, check
+from tests.ops.common import Calls, apart, cases, check
 from tests.oracles.dense import expm
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -122,10 +122,10 @@ def test_kernel_equals_the_dense_system(t, rule):
     check(K.T[None], expected, 1e-12)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("dtype", LIMIT)
-@pytest.mark.parametrize("t", [1, 7, 1000, 4096])
-@pytest.mark.parametrize("parameters", [lin, anything])
+@pytest.mark.parametrize(
+    ("parameters", "dtype", "rule", "t"),
+    cases([lin, anything], LIMIT, RULES, [1, 7, 1000, 4096], kept=(lin, torch.float32, "zoh")),
+)
 def test_convolution_equals_recurrence_equals_dense(parameters, t, dtype, rule):
     p = parameters(dtype=dtype)
     x, state = draw(p, 2, t, dtype)

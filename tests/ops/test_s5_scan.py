@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hybridlm.errors import UnsupportedError
 from hybridlm.ops.hippo import diagonal
 from hybridlm.ops.s5_scan import s5_flops, s5_scan
-from tests.ops.common import Calls, apart, check
+from tests.ops.common import Calls, apart, cases, check
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 NAMES = ("Lambda", "B", "C", "D", "dt")
@@ -83,9 +83,10 @@ def draw(p, b, t, dtype=torch.float64):
 
 
 # -------------------------------------------------------------------------------------------- scan = recurrence = dense
-@pytest.mark.parametrize("dtype", LIMIT)
-@pytest.mark.parametrize("t", [1, 2, 3, 7, 64, 65, 1000, 4096])
-@pytest.mark.parametrize("parameters", [hippo, anything])
+@pytest.mark.parametrize(
+    ("parameters", "dtype", "t"),
+    cases([hippo, anything], LIMIT, [1, 2, 3, 7, 64, 65, 1000, 4096], kept=(hippo, torch.float32)),
+)
 def test_scan_equals_recurrence_equals_dense(parameters, t, dtype):
     p = parameters(dtype=dtype)
     x, state = draw(p, 2, t, dtype)

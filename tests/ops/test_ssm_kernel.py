@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hybridlm.errors import UnsupportedError
 from hybridlm.ops.hippo import dplr
 from hybridlm.ops.ssm_kernel import s4_flops, s4_kernel, s4_scan
-from tests.ops.common import Calls, apart, check
+from tests.ops.common import Calls, apart, cases, check
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
 NAMES = ("Lambda", "P", "B", "C", "D", "dt")
@@ -86,9 +86,9 @@ def test_kernel_equals_the_dense_system(t, dtype):
     check(K.T[None], expected, 1e-12)
 
 
-@pytest.mark.parametrize("dtype", LIMIT)
-@pytest.mark.parametrize("t", [1, 7, 1000, 4096])
-@pytest.mark.parametrize("parameters", [hippo, anything])
+@pytest.mark.parametrize(
+    ("parameters", "dtype", "t"), cases([hippo, anything], LIMIT, [1, 7, 1000, 4096], kept=(hippo, torch.float32))
+)
 def test_convolution_equals_recurrence_equals_dense(parameters, t, dtype):
     p = parameters(dtype=dtype)
     x, state = draw(p, 2, t, dtype)

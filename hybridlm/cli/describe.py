@@ -115,8 +115,10 @@ def _ends(about: dict) -> Iterable[str]:
     if isinstance(embed, dict):
         yield f"{embed['channels']} channels in"
     if isinstance(head, dict):
-        many = f"{head['classes']} classes" if head["type"] == "classify" else f"{head['outputs']} numbers"
-        yield f"{many} out ({'at every step' if head['pool'] == 'none' else 'pool ' + head['pool']})"
+        many = f"{head['outputs']} numbers" if head["type"] == "regress" else f"{head['classes']} classes"
+        where = {"none": "at every step", "all": "of every step, from the last vector"}
+        pool = head.get("pool", "all")
+        yield f"{many} out ({where.get(pool, f'pool {pool}')})"
 
 
 def _table(title: str, columns: Sequence[str], left: int) -> Any:

@@ -25,6 +25,7 @@ from hybridlm.compose.plan import LayerPlan, Stack, plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear, total
 from hybridlm.layers.norm import norm_parameters
+from hybridlm.layers.recover import decoder_cost
 from hybridlm.registry import mixers
 
 BACKWARD = 3  # forward and backward take three times the forward's FLOPs: two products for each one, as dx and dW
@@ -161,7 +162,9 @@ def _embedding(spec: ModelSpec) -> Cost:
 
 
 def _head(spec: ModelSpec) -> Cost:
-    """Of a language model a matrix, which may be the embedding's; else a linear layer, once a call if pooled."""
+    """Of a language model a matrix, which may be the embedding's; a decoder; else a linear layer, once if pooled."""
+    if spec.output.type == "recover":
+        return decoder_cost(spec.d_model, spec.outputs, spec.norm)
     width, outputs, lm = spec.d_model, spec.outputs, spec.head == "lm"
     pooled = spec.output.pool != "none"
     parameters = 0 if spec.tie_embeddings else (width + (not lm)) * outputs

@@ -52,6 +52,12 @@ def check_answer(
 ) -> None:
     """UnsupportedError for an answer that the head cannot give, SpecError for targets that do not fit it."""
     pool = spec.output.pool
+    if spec.output.type == "recover" and (segment_ids is not None or state is not None):
+        name = "state" if segment_ids is None else "segment_ids"
+        raise UnsupportedError(
+            f"{name}: head is recover, which asks the last vector for all of one row; give each row whole, padded with "
+            "valid"
+        )
     if pool != "none" and segment_ids is not None:
         raise UnsupportedError(
             f"segment_ids: head.pool is {pool}, one answer a row, and a packed row holds several documents; give each "
@@ -106,7 +112,7 @@ def _check_head_targets(head: Head, rows: torch.Size, targets: Any) -> None:
         shape, words, allowed = (*shape, head.outputs), f"{words}, {head.outputs})", FLOATS
     else:
         words, allowed = f"{words})", INTEGERS
-    why = f"head {head.type} with pool: {head.pool}"
+    why = f"head {head.type}" if head.type == "recover" else f"head {head.type} with pool: {head.pool}"
     if not isinstance(targets, Tensor):
         raise SpecError(f"targets: a {type(targets).__name__}; it must be a tensor of shape {words}")
     if tuple(targets.shape) != tuple(shape):

@@ -5,6 +5,7 @@
     head:  lm                                           # logits of the next token
     head:  {type: classify, classes: 10, pool: mean}    # logits of classes, of the whole row
     head:  {type: regress, outputs: 2, pool: none}      # numbers, at every step
+    head:  {type: recover, classes: 16}                 # what stood at every step, from the row's last vector alone
 
 `Tokens` and `LM` are the defaults, and a spec does not mention them. No torch here; `readout` computes.
 """
@@ -91,10 +92,30 @@ class Regress:
         checks.choice("head.pool", self.pool, POOLS)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recover:
+    """What stood at every step, all of it from the row's last vector: logits of classes, trained by cross entropy.
+
+    classes: how many there are.
+    """
+
+    type: ClassVar[str] = "recover"
+    pool: ClassVar[str] = "none"
+    classes: int
+
+    def __post_init__(self) -> None:
+        checks.whole("head.classes", self.classes, low=2)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers in an answer."""
+        return self.classes
+
+
 Embed = Tokens | Linear
-Head = LM | Classify | Regress
+Head = LM | Classify | Regress | Recover
 EMBEDS: dict[str, type[Embed]] = {end.type: end for end in (Tokens, Linear)}
-HEADS: dict[str, type[Head]] = {end.type: end for end in (LM, Classify, Regress)}
+HEADS: dict[str, type[Head]] = {end.type: end for end in (LM, Classify, Regress, Recover)}
 
 
 def read_end(key: str, given: Any, kinds: Mapping[str, type]) -> Any:

@@ -25,6 +25,7 @@ from hybridlm.layers import init
 from hybridlm.layers.init import Streams
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.norm import norm_class
+from hybridlm.layers.recover import Decoder
 from hybridlm.layers.router import RouterRecord
 from hybridlm.ops.linear import linear
 from hybridlm.state import ModelState, leaves
@@ -38,7 +39,7 @@ class Output:
                    (b, classes) or (b, outputs), and with pool: none (b, t, classes) or (b, t, outputs).
     state:         the next state, if one was given.
     loss:          what training minimises: the head's own loss and, in training mode, what balanced routers ask for.
-    cross_entropy: the own loss of head lm and classify: the mean over the targets, in nats, in any mode.
+    cross_entropy: the own loss of head lm, classify and recover: the mean over the targets, in nats, in any mode.
     squared_error: the own loss of head regress: the mean over the targets' numbers, in any mode.
     router:        one record for every layer with a mixture of experts, where a loss was asked for.
     """
@@ -65,7 +66,9 @@ class HybridLM(nn.Module):
         self.reads_embeddings = any(layer.options.input == "concat_embeddings" for layer in stack.layers)
         self.final_norm = norm_class(spec.norm)(spec.d_model, spec.norm_eps)
         self.lm_head = self.head = None
-        if spec.head != "lm":
+        if spec.output.type == "recover":
+            self.head = Decoder(spec.d_model, spec.outputs, spec.norm, spec.norm_eps)
+        elif spec.head != "lm":
             self.head = Linear(spec.d_model, spec.outputs)
         elif not spec.tie_embeddings:
             self.lm_head = Linear(spec.d_model, spec.outputs, bias=False)
@@ -100,12 +103,13 @@ class HybridLM(nn.Module):
         valid: (b, t) bool, False at pads, which may stand anywhere and whose logits are those of a zero vector.
         segment_ids: (b, t) integers; a change of number begins a new document.
         targets: (b, t), already shifted; -100 is ignored, and so are targets at pads. With targets there are no logits.
-        Other heads: classify (b,) or, with pool: none, (b, t); regress (b, outputs) or (b, t, outputs), NaN is ignored.
+        Other heads: classify (b,) or, with pool: none, (b, t); regress (b, outputs) or (b, t, outputs), NaN is ignored;
+        recover (b, t), as they stand: what is at a step is asked at that step.
         A pooled answer is of each row's valid tokens in this call; of a row without any, that of a zero vector.
 
         StateError: the state is spent, full, or of another model or batch. SpecError: a tensor of the wrong shape,
-        dtype or range. UnsupportedError: a pooled answer of packed rows, or a mean that goes on from a state. Each is
-        raised before the state changes.
+        dtype or range. UnsupportedError: a pooled answer of packed rows, or a mean that goes on from a state; head:
+        recover with either. Each is raised before the state changes.
         """
         check_call(self.spec, ids, state, valid, segment_ids, self.embed.weight.dtype)
         check_answer(self.spec, ids, state, valid, segment_ids, targets)
@@ -235,6 +239,8 @@ class HybridLM(nn.Module):
         for name in ("embed", "lm_head", "head"):
             if isinstance(layer := getattr(self, name), nn.Linear):
                 init.linear(layer, streams, name)
+        if isinstance(self.head, Decoder):
+            self.head.reset_parameters(streams.at("head"))
         self.final_norm.reset_parameters()
         for path, block in self._weighted_blocks().items():
             block.reset_parameters(streams.at(path))

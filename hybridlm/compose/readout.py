@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.compose.spec import ModelSpec
+from hybridlm.layers.recover import with_places
 from hybridlm.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 LOGITS_AT_ONCE = 1 << 25  # how many logits the loss of a language model holds at a time
@@ -82,7 +83,19 @@ class RegressReadout(Readout):
         return torch.where(counts, apart, 0).square().sum() / counts.sum().clamp(min=1)
 
 
-READOUTS = {"lm": LMReadout, "classify": ClassifyReadout, "regress": RegressReadout}
+class RecoverReadout(ClassifyReadout):
+    """Logits of the classes (b, t, classes), each from the last valid token's vector and a position among the valid."""
+
+    def __call__(
+        self, x: Tensor, project: Project, targets: Tensor | None, valid: Tensor | None, weight: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        steps = torch.ones(x.shape[:2], dtype=torch.int64, device=x.device) if valid is None else valid.long()
+        last, _ = pooled(x, valid, "last")
+        logits = project(with_places(last, steps.cumsum(dim=1) - 1))
+        return logits, None if targets is None else self.loss(logits, targets, valid)
+
+
+READOUTS = {"lm": LMReadout, "classify": ClassifyReadout, "regress": RegressReadout, "recover": RecoverReadout}
 
 
 def readout_of(spec: ModelSpec) -> Readout:

@@ -54,7 +54,7 @@ class ModelSpec:
     notation:         None, or megatron | layer_types | attn_layer_idx, for patterns written in those languages.
     embed:            what goes in: tokens, or signals by {type: linear, channels: 3}.
     head:             what comes out: lm, {type: classify, classes: 10, pool: mean | last | none}, or
-                      {type: regress, outputs: 2, pool: none | mean | last}.
+                      {type: regress, outputs: 2, pool: none | mean | last}, or {type: recover, classes: 16}.
     tie_embeddings:   one matrix for the embedding and the output.
     norm, norm_eps:   rmsnorm or layernorm, everywhere; and its epsilon.
     dropout:          probability, on the embedding and on everything added to the residual stream.

@@ -3,8 +3,8 @@
     7 3 5 1 |                         answers 7 3 5 1 |, each read from the vector at the mark and its position
 
 As in MAD (Poli et al. 2024, arXiv 2403.17844, section 3 and appendix B, and its code): the mark itself is asked too.
-Only a model whose answers all come from its last vector is put to the test: one that answers from the vector of each
-position needs no more than to repeat what it reads there.
+Only a model whose answers all come from its last vector is put to the test, with `head: {type: recover, classes: 16}`:
+one that answers from the vector of each position has no more to do than to repeat what it reads there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Compression(Task):
     """
 
     name: ClassVar[str] = "compression"
+    recovers: ClassVar[bool] = True
     vocab_size: int = within(16, 3, LARGEST)
     seq_len: int = within(32, 2, LONGEST)
 

@@ -103,9 +103,13 @@ def misfits(task: Task, spec: ModelSpec) -> list[str]:
 
 
 def _token_misfits(task: Task, spec: ModelSpec) -> list[str]:
-    wanted = "embed: tokens and head: lm (or head: {type: classify, pool: none})"
-    if not spec.reads_tokens or spec.output.type == "regress" or spec.output.pool != "none":
-        return [f"{task.name} asks tokens at some positions: it needs {wanted}, not {_ends(spec)}"]
+    asks, wanted = "at some positions", "head: lm (or head: {type: classify, pool: none})"
+    heads = ("lm", "classify")
+    if task.recovers:
+        asks, wanted = "of the last vector", f"head: {{type: recover, classes: {task.vocab_size}}}"
+        heads = ("recover",)
+    if not spec.reads_tokens or spec.output.type not in heads or spec.output.pool != "none":
+        return [f"{task.name} asks tokens {asks}: it needs embed: tokens and {wanted}, not {_ends(spec)}"]
     sizes = {"vocab_size": spec.vocab_size, "head.classes": spec.outputs}
     return [
         f"{name}: {size}, and {task.name} has ids up to {task.vocab_size - 1}; at least {task.vocab_size} are needed"

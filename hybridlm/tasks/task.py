@@ -41,6 +41,7 @@ class Task(ABC):
     kind:       what it reads and answers with: tokens, or numbers.
     by_content: whether held-out samples are others than those of training; false only where the task is to know the
                 training table by heart.
+    recovers:   whether all answers are to come from the row's last vector, as `head: recover` gives them.
     axes:       two fields, (what goes up, what goes right), that a heat map shows; most tasks have none.
 
     Every field has a default, limits (`within`, `one_of`, `yes_or_no`) and a line in the docstring. Limits of several
@@ -50,6 +51,7 @@ class Task(ABC):
     name: ClassVar[str]
     kind: ClassVar[Literal["tokens", "numbers"]] = "tokens"
     by_content: ClassVar[bool] = True
+    recovers: ClassVar[bool] = False
     axes: ClassVar[tuple[str, str] | None] = None
 
     vocab_size: int  # ids and answers are below it: a field or a property

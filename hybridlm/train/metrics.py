@@ -137,7 +137,7 @@ class NumberScore(Score):
         return {name: metric.compute().float() for name, metric in self.named_children()}
 
 
-SCORES = {"lm": Score, "classify": ClassScore, "regress": NumberScore}
+SCORES = {"lm": Score, "classify": ClassScore, "regress": NumberScore, "recover": ClassScore}
 
 
 def own_loss(out: Output) -> Tensor:

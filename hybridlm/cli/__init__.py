@@ -68,6 +68,11 @@ COMMANDS = {
         "run a study: arms matched, seeds paired, claims judged",
         "hybridlm ablate configs/studies/recall-rescue.yaml --dry-run",
     ),
+    "report": Command(
+        "hybridlm.ablate.report.command:report",
+        "verdicts, figures and tables of a study, from what has finished",
+        "hybridlm report runs/studies/recall-rescue",
+    ),
     "mixers": Command("hybridlm.cli.mixers:list_mixers", "every mixer and MLP that is known here", "hybridlm mixers"),
     "schema": Command(
         "hybridlm.cli.schema:print_schema", "JSON Schema of a model file", "hybridlm schema > model.schema.json"
@@ -81,7 +86,7 @@ COMMANDS = {
         "hybridlm tokenize --path texts --vocab-size 8192",
     ),
 }
-LATER = ("report", "export", "import")
+LATER = ("export", "import")
 
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch loads: threads that wait spin briefly, then sleep

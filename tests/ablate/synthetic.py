@@ -99,9 +99,9 @@ def recall(**changes: Any) -> Results:
     arms = [
         arm("hybrid", "MA"),
         arm("mamba2", "MM"),
-        arm("wide state", "MM", {"blocks.M.mixer.d_state": 64}),
+        arm("wide state", "M{d_state: 64}M{d_state: 64}", {"blocks.M.mixer.d_state": 64}),
         arm("attention alone", "A"),
-        arm("convolution, then attention", "MA", {"blocks.M.mixer.type": "short_conv"}),
+        arm("convolution, then attention", "CA", {"blocks.M.mixer.type": "short_conv"}),
         arm("attention first", "AM"),
     ]
     claims = (
@@ -150,7 +150,7 @@ def _knockouts(
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """The last layer is what matters."""
     if arm.name in ("hybrid", "mamba2"):
-        for branch, left in {"layer 0, M, zero": 0.7, "layer 1, A, zero": 0.13, "layer 1, A, mean": 0.2}.items():
+        for branch, left in {"0.mamba2.zero": 0.7, "1.attention.zero": 0.13, "1.attention.mean": 0.2}.items():
             accuracy = final["accuracy"] * left + random.normal(0, 0.01)
             yield branch, {"accuracy": accuracy, "loss": 4.2 * (1 - accuracy), "solved": 0.0}
 
@@ -200,7 +200,9 @@ def large(arms: int = 60, seeds: int = 10) -> Results:
     def found(of: Study, one: Arm, seed: int, lr: float) -> Result:
         result = solved_or_not(of, replace(one, name="hybrid"), seed, lr)
         accuracy = 0.8 + 0.01 * one.coordinates["width"] + random_of(one.name, seed, lr).normal(0, 0.02)
-        knockouts = {f"layer {i}, {'A' if i % 4 == 3 else 'M'}, zero": {"accuracy": accuracy * 0.9} for i in range(24)}
+        knockouts = {
+            f"{i}.{'attention' if i % 4 == 3 else 'mamba2'}.zero": {"accuracy": accuracy * 0.9} for i in range(24)
+        }
         return replace(result, final={**result.final, "accuracy": accuracy}, knockouts=knockouts)
 
     return results(study(made, seeds=seeds, name="large"), found)

@@ -55,6 +55,8 @@ def draw(chart: Chart) -> tuple[bytes, bytes]:
         axes = figure.add_subplot()
         chart.draw(axes)
         figure.suptitle("\n".join(title), x=0.015, ha="left", size=10.5, weight="bold")
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine(None)  # the files share one layout
         files = []
         for suffix, metadata in (("svg", NOTHING), ("png", {"Title": chart.title, "Software": None})):
             buffer = io.BytesIO()
@@ -97,10 +99,10 @@ def inline(svg: str, chart: Chart) -> str:
     svg = re.sub(rf'<g><path d="[^"]*" style="fill: {PAPER}"/></g>', "", svg, count=1)
     svg = re.sub(r"; font-family: [^;\"]*", "", svg)
     svg = re.sub(r"font: ([\w ]*?) ?([\d.]+)px [^;\"]*", r"font-weight: \1; font-size: \2px", svg)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{chart.name}-", svg)
-    svg = svg.replace("<title>", f'<title id="{chart.name}-title">', 1)
-    svg = svg.replace("<desc>", f'<desc id="{chart.name}-desc">', 1)
-    named = f'role="img" aria-labelledby="{chart.name}-title {chart.name}-desc"'
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1figure-{chart.name}-", svg)
+    svg = svg.replace("<title>", f'<title id="figure-{chart.name}-title">', 1)
+    svg = svg.replace("<desc>", f'<desc id="figure-{chart.name}-desc">', 1)
+    named = f'role="img" aria-labelledby="figure-{chart.name}-title figure-{chart.name}-desc"'
     head = f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 4 / 3:.0f}px" {named}>'
     svg = re.sub(r"<svg[^>]*>", lambda found: head, svg, count=1)
     return as_variables(svg).replace("xlink:href", "href")

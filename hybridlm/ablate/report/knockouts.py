@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Knock-outs"
+NAME = re.compile(r"(\d+)\.([\w#]+)\.(zero|mean)")
+HOW = {"zero": "zeroed", "mean": "its mean"}
 MOST_ARMS, MOST_BRANCHES = 8, 40
 
 
@@ -27,11 +30,18 @@ def section(facts: Facts) -> Section:
         return Section("knockouts", TITLE, left_out="no trial has knock-outs.")
     arms.sort(key=lambda arm: facts.looks[arm].mark is None)
     about = (
-        "After training, each attention layer and each SSM branch is taken out in turn, the rest as it is. A large "
-        "change says that the trained model leans on the branch, not that a model trained without it would fail."
+        "After training, each attention layer and each SSM branch is taken out in turn, the rest as it is: zeroed, or "
+        "replaced by its mean over all held-out tokens. A large change says that the trained model leans on the "
+        "branch, not that a model trained without it would fail."
     )
     more = f" {len(arms) - MOST_ARMS} further arms are in results.jsonl." if len(arms) > MOST_ARMS else ""
     return Section("knockouts", TITLE, [Paragraph(about + more), *[_chart(facts, arm) for arm in arms[:MOST_ARMS]]])
+
+
+def branch_words(branch: str) -> str:
+    """A branch in words: 1.attention.zero is the attention of layer 1, zeroed."""
+    found = NAME.fullmatch(branch)
+    return f"layer {found[1]} {found[2]}, {HOW[found[3]]}" if found else words.readable(branch, 60)
 
 
 def costs(facts: Facts, arm: str) -> dict[str, np.ndarray]:
@@ -49,8 +59,7 @@ def _chart(facts: Facts, arm: str) -> Chart:
     means = {branch: mean_of(values) for branch, values in found.items()}
     what, shown = metric_word(facts.score), list(found)[:MOST_BRANCHES]
     rows = [
-        [words.readable(b, 60), words.signed(m.mean, 4), words.interval(m.low, m.high, 4), str(m.n)]
-        for b, m in means.items()
+        [branch_words(b), words.signed(m.mean, 4), words.interval(m.low, m.high, 4), str(m.n)] for b, m in means.items()
     ]
     table = Table(
         "The numbers", ["without", f"change in {what}", "95% interval", "n"], rows, frozenset({1, 2, 3}), folded=True
@@ -61,7 +70,7 @@ def _chart(facts: Facts, arm: str) -> Chart:
         f"Change in held-out {what} of {words.named(arm, 40)} without each branch, over n = {n}: marks are "
         f"means, bars 95% intervals over seeds, strokes single seeds.{cut}"
     )
-    alt = "; ".join(f"{words.named(b, 40)}: {words.signed(m.mean)}" for b, m in list(means.items())[:16])
+    alt = "; ".join(f"{branch_words(b)}: {words.signed(m.mean)}" for b, m in list(means.items())[:16])
     draw = partial(_draw, facts=facts, arm=arm, found={branch: found[branch] for branch in shown})
     size = (WIDTH, rows_height(len(shown)))
     return Chart(f"knockouts-{words.slug(arm)}", _finding(facts, arm, means), caption, alt, draw, table, size)
@@ -75,7 +84,7 @@ def _finding(facts: Facts, arm: str, means: dict[str, Mean]) -> str:
     if sign * mean.mean <= 0 or (np.isfinite(mean.low) and mean.low <= 0 <= mean.high):
         return f"{name}: no single branch is missed, as far as these seeds can tell"
     change = f"{words.signed(mean.mean)} {metric_word(facts.score)}"
-    return f"{name} leans most on {words.named(worst)}: {change} without it"
+    return f"{name} leans most on {branch_words(worst)}: {change} without it"
 
 
 def _draw(axes: Axes, *, facts: Facts, arm: str, found: dict[str, np.ndarray]) -> None:
@@ -83,5 +92,9 @@ def _draw(axes: Axes, *, facts: Facts, arm: str, found: dict[str, np.ndarray]) -
     for branch, values in found.items():
         mean = mean_of(values)
         below, above = mean.reach
-        rows.append(Row(branch, mean.mean, mean.mean - below, mean.mean + above, facts.looks[arm], values.tolist()))
+        rows.append(
+            Row(
+                branch_words(branch), mean.mean, mean.mean - below, mean.mean + above, facts.looks[arm], values.tolist()
+            )
+        )
     draw_rows(axes, rows, f"change in {metric_word(facts.score)} without the branch", zero=True)

@@ -1,8 +1,8 @@
 """The one style of every figure: colours, marks, lines, letters.
 
-An arm has the same colour, mark and dash in every figure. The colours are told apart by all kinds of colour vision
-(after Okabe and Ito, 2008, darkened where white paper asks for it), the marks and dashes in grey as well. In a page,
-each colour is a CSS variable with a second value for dark screens; files have white paper.
+An arm has the same colour, mark and dash in every figure. The colours were searched for so that any two are far apart
+in CIELAB for all kinds of colour vision, and stand out from the paper; a test keeps that. In grey, marks and dashes
+tell arms apart. In a page each colour is a CSS variable with a second value for dark screens; files have white paper.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 INK, FAINT, GRID, PAPER = "#1f2933", "#66727f", "#e3e8ed", "#fffffe"
 BAND = "#9aa5b1"
 OTHER = "#8a94a0"  # arms beside those that have a colour of their own
-NAMED = ("#0b6ba8", "#cf5200", "#008560", "#a33b80", "#8a6d00", "#4fa3dd", "#1f2a80", "#c23b3b")
+NAMED = ("#174ebf", "#832c02", "#078450", "#a35088", "#a88b0c", "#698bff", "#330d7b", "#e40f4a")
 DARK = {
     INK: "#e6eaee",
     FAINT: "#9fabb7",
@@ -26,7 +26,7 @@ DARK = {
     **dict(
         zip(
             NAMED,
-            ("#56a8e0", "#ff8a45", "#2fc79a", "#e07fbd", "#d9b52e", "#9fd2f7", "#929df5", "#ff8383"),
+            ("#4499d9", "#e69c37", "#2fffaa", "#b08a9f", "#fff200", "#c9f3ff", "#8d6bff", "#dd5e52"),
             strict=True,
         )
     ),

@@ -25,6 +25,14 @@ from hybridlm.ablate.trial import Settings
 from hybridlm.ablate.workers import Local
 from hybridlm.errors import SpecError, UnsupportedError, did_you_mean
 
+ALONE = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",  # memory of one step serves the next: a tenth of the time of small models
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+"""The environment of a process that has a core to itself."""
+
 
 def executor_of(name: str, folder: Path, settings: Settings, stop: Callable[[], bool], cores: int | None) -> Executor:
     """The executor that a user names. SpecError: none such, or options that it has not; UnsupportedError: a package or
@@ -34,8 +42,7 @@ def executor_of(name: str, folder: Path, settings: Settings, stop: Callable[[], 
         return Here(folder, settings, stop)
     if kind == "local":
         count = _count(name, rest, min(cores or sys.maxsize, len(os.sched_getaffinity(0))))
-        one = {"OMP_NUM_THREADS": "1"}
-        return Local(folder, replace(settings, threads=1), [one] * count)
+        return Local(folder, replace(settings, threads=1), [ALONE] * count)
     if kind == "gpu":
         return _gpus(name, rest, folder, settings)
     if kind == "slurm":

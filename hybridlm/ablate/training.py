@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,8 +90,8 @@ class LitPack(pl.LightningModule):
         seeds = [trial.seed for trial in trials]
         self.members = Members(trials[0].arm.spec, seeds, study.train.weight_decay, device)
         self.weights = self.members.weights
-        several = can_stack(self.members) if stack is None else stack
-        self.gradients = (stacked if several else apart)(self.members, study.train.precision)
+        self.stacked = can_stack(self.members) if stack is None else stack
+        self.gradients = (stacked if self.stacked else apart)(self.members, study.train.precision)
         self.dropout = trials[0].arm.spec.dropout > 0
         self.active = torch.ones(len(seeds), dtype=torch.bool, device=device)
         self.diverged = torch.full((len(seeds),), -1, dtype=torch.int64, device=device)
@@ -116,12 +117,23 @@ class LitPack(pl.LightningModule):
         if self.dropout:  # its masks are a function of the step, so that nothing of it need be kept
             torch.manual_seed(mix(self.trials[0].seed, step) & (2**63 - 1))
         optimizer = self.optimizers(use_pl_optimizer=True)
-        self.members.gradient.zero_()
-        self.gradients([batches[trial.seed] for trial in self.trials], self.running)
+        self.find_gradients([batches[trial.seed] for trial in self.trials])
         bad = optimizer.step(factor=self.factor(step), active=self.active)
         lost = bad & self.active
         self.diverged = torch.where(lost, step + 1, self.diverged)
         self.active = self.active & ~lost
+
+    def find_gradients(self, batches: Sequence[Batch]) -> None:
+        """The gradients of a step. What torch.func has no rule or no memory for goes member by member, and says so."""
+        self.members.gradient.zero_()
+        try:
+            self.gradients(batches, self.running)
+        except RuntimeError as error:
+            if not self.stacked:
+                raise
+            print(f"members go one by one, as they cannot be stacked: {error}", file=sys.stderr)
+            self.stacked, self.gradients = False, apart(self.members, self.train_settings.precision)
+            self.find_gradients(batches)
 
     def factor(self, step: int) -> float:
         """What multiplies the peak learning rates at a step, from 0: the schedule that `hybridlm fit` has."""

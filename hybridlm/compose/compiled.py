@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from hybridlm.checks import real
 from hybridlm.compose.model import HybridLM
 from hybridlm.errors import SpecError
-from hybridlm.ops.flops import KEPT_OPS
+from hybridlm.ops.flops import KEPT_OPS, tell
 
 KINDS_OF_CALLS = 256
 """How many ways of calling all blocks of a process may be compiled: kinds of blocks, times with and without gradients,
@@ -52,6 +52,7 @@ def compile(
     if not isinstance(model, HybridLM):
         raise SpecError(f"compile: a {type(model).__name__}; it takes a model from hybridlm.build or hybridlm.load")
     _make_room()
+    tell()
     compiler = _compiler(backend, real("memory", memory, 0.0, 1.0))
     for part in (*model.blocks, model.final_norm):
         part.compile(backend=compiler, dynamic=dynamic, fullgraph=fullgraph)

@@ -223,6 +223,7 @@ def _load(module: str) -> bool:
     """
     if triton_missing() is None and not _loaded:
         _loaded.update({name: importlib.import_module(name) for name in _kernel_modules()})
+        importlib.import_module("hybridlm.ops.flops").tell()
     return module in _loaded
 
 

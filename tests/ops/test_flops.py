@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlm.ops.causal_conv import triton as conv
+from hybridlm.ops.flops import tell
 from hybridlm.ops.selective_scan import triton as scan
 from hybridlm.ops.selective_scan import vendor as mamba
 from hybridlm.ops.selective_scan.reference import scan_flops
@@ -18,6 +19,7 @@ from hybridlm.ops.ssd.reference import ssd_flops
 
 
 def counted(f) -> int:
+    tell()
     with FlopCounterMode(display=False) as counter:
         f()
     return counter.get_total_flops()

@@ -1,7 +1,7 @@
 """What custom ops cost, told to PyTorch, which takes a kernel that is not its own for nothing.
 
 Its FLOP counter then counts them, and torch.compile, where not all may be kept for the backward pass, computes again
-what is cheap: `KEPT_OPS` holds the rest. PyTorch is told when kernels are loaded or a model is compiled, and not before:
+what is cheap: `KEPT_OPS` holds the rest. PyTorch is told when kernels are loaded or a model is compiled, not before:
 its counter imports Triton, which nobody should wait for who asks what a model costs.
 """
 

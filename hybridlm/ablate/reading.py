@@ -198,12 +198,8 @@ class _Reader:
         self, found: Sequence[Draft], data: Data | None, match: Match | None, reference: str | None
     ) -> tuple[Arm, ...]:
         """The arms, matched, once everything that decides them is known."""
-        if (
-            not found
-            or data is None
-            or reference is None
-            or (match is None and self.given.get("match", "none") != "none")
-        ):
+        wrong = match is None and self.given.get("match") not in (None, "none")
+        if not found or data is None or reference is None or wrong:
             return ()
         context = None
         with self.problems.at():

@@ -1,0 +1,168 @@
+"""The command without running: tables that say everything, a time that is measured, and a budget that is kept."""
+
+import copy
+
+import pytest
+
+from hybridlm.ablate import predict as timing
+from hybridlm.ablate.dry_run import drawn, show, summary
+from hybridlm.ablate.predict import Prediction, predict, readable_time, require_budget
+from hybridlm.ablate.study import Study
+from hybridlm.cli import main
+from hybridlm.compose.plan import plan
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.compose.strict_yaml import dump
+from hybridlm.errors import SpecError
+
+SMALL = {
+    "name": "small",
+    "question": "Is it?",
+    "baseline": {"d_model": 32, "vocab_size": 32, "pattern": "M4"},
+    "axes": {"ratio": {"attention": [0, 1]}, "where": {"placement": ["middle", "front"]}},
+    "match": {"to": "params", "of": "ratio=1,where=middle"},
+    "data": {"task": "mqar", "params": {"vocab_size": 32, "length": 16, "pairs": 2}, "held_out": 16},
+    "train": {"steps": 10, "batch_size": 4, "eval_every": 5},
+    "lr": [1e-3],
+    "seeds": 3,
+    "claims": [{"name": "one is enough", "metric": "accuracy", "arm": "ratio=1,where=middle", "at_least": 0.9}],
+}
+
+
+def small(**changes) -> Study:
+    return Study.from_dict({**copy.deepcopy(SMALL), **changes})
+
+
+def test_the_tables_say_arms_costs_runs_claims_and_warnings(capsys):
+    study = small()
+    show(study, Prediction({arm.name: 60.0 for arm in study.arms}, 300.0, "so it was said"))
+    out = capsys.readouterr().out
+    for text in [
+        "small: Is it?",
+        "9 runs: 4 arms, 3 seeds, learning rates 0.001",
+        "match: params by mlp",
+        "time: at most 5 min: so it was said",
+        "as ratio=0,where=middle",
+        "one is enough: accuracy of ratio=1,where=middle at least 0.9 in all seeds",
+        "warning lr: 1 learning rates",
+        "attention at layer 0",
+        "■ mamba2  ■ attention",
+    ]:
+        assert text in out, text
+    for arm in study.arms:
+        assert f"{arm.cost.params:,}" in out
+        assert f"{arm.residual:+.2%}" in out
+    assert " MMAM " in out
+
+
+def test_a_stack_is_drawn_layer_by_layer():
+    spec = ModelSpec(
+        d_model=64,
+        vocab_size=16,
+        pattern="M2 <M|A> - [ssm]",
+        blocks={"M": {"mixer": "mamba2"}, "A": {"mixer": "attention"}, "ssm": {"mixer": "s4"}},
+    )
+    bare = __import__("rich.text", fromlist=["Text"]).Text.from_markup(drawn(plan(spec).layers)).plain
+    assert bare == "MMM|A-s"
+
+
+def test_steps_are_timed_for_every_shape_and_not_for_every_arm(monkeypatch):
+    timed = []
+
+    def time_arm(study, arm):
+        timed.append(arm.name)
+        return timing.Timing(step=0.1, draw=0.01, read=0.03)
+
+    monkeypatch.setattr(timing, "time_arm", time_arm)
+    predicted = predict(small(match=None, budget={"minutes": 1, "cores": 1}))
+    assert len(timed) == 2  # with attention and without, wherever it stands
+    assert predicted.arms["ratio=0,where=front"] == 0  # it shares the runs of another
+    readings = 16 * (2 + 4) * 0.03 / 4
+    each = 3 * (10 * (0.1 + 0.01) + readings)
+    assert predicted.arms["ratio=1,where=front"] == pytest.approx(each)
+    assert predicted.seconds == pytest.approx(3 * each)
+    assert predict(small(match=None, budget={"minutes": 1, "cores": 3})).seconds == pytest.approx(each)
+
+
+def test_a_time_is_measured():
+    study = small()
+    found = timing.time_arm(study, study.arms[0])
+    assert 0 < found.read < found.step
+    assert found.draw > 0
+
+
+def test_a_large_step_is_timed_in_part(monkeypatch):
+    study = small(train={"steps": 10, "batch_size": 64, "eval_every": 5})
+    monkeypatch.setattr(timing, "MOST", 1.0)
+    rows = []
+    monkeypatch.setattr(timing, "_batch", lambda data, spec, size: rows.append(size) or batch(data, spec, size))
+    found = timing.time_arm(study, study.arms[0])
+    assert rows == [1]
+    assert found.step > 0
+
+
+batch = timing._batch
+
+
+def test_a_gpu_s_time_follows_from_flops_and_launches(monkeypatch):
+    monkeypatch.setattr(timing, "time_arm", None)  # nothing is timed
+    study = small(budget={"gpu_hours": 1})
+    few = predict(study).seconds
+    assert few == pytest.approx(3 * 10 * 4 * timing.LAUNCH, rel=0.1)
+    assert predict(small(budget={"gpu_hours": 1}, train={"steps": 20})).seconds > 1.5 * few
+
+
+def test_a_study_over_its_budget_is_refused_with_what_would_fit():
+    study = small(budget={"minutes": 1, "cores": 2})
+    require_budget(study, Prediction({}, 59.0, "b"))
+    with pytest.raises(SpecError, match=r"takes 2 min \(b\), and the budget is 60 s. Lower train.steps to 5, "):
+        require_budget(study, Prediction({}, 120.0, "b"))
+    require_budget(small(), Prediction({}, 1e9, "no budget"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1, "1 s"), (89, "89 s"), (91, "2 min"), (5000, "83 min"), (7200, "2.0 h")]
+)
+def test_times_are_readable(seconds, text):
+    assert readable_time(seconds) == text
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(timing, "time_arm", lambda study, arm: timing.Timing(0.1, 0.01, 0.03))
+
+
+def test_a_dry_run_runs_nothing_and_writes_nothing(fast, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(dump({**SMALL, "budget": {"minutes": 30, "cores": 2}}))
+    assert main(["ablate", "s.yaml", "--dry-run"]) == 0
+    assert "small: Is it?" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
+
+
+def test_over_budget_is_refused_unless_it_is_asked_for(fast, tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(dump({**SMALL, "budget": {"minutes": 0.01, "cores": 2}}))
+    assert main(["ablate", str(tmp_path / "s.yaml"), "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert "small: Is it?" in said.out
+    assert "budget: the study takes" in said.err
+    assert main(["ablate", str(tmp_path / "s.yaml"), "--dry-run", "--over-budget"]) == 0
+
+
+def test_a_bad_study_is_refused_in_one_message(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(dump({**SMALL, "seeds": 0, "lr": []}))
+    assert main(["ablate", str(tmp_path / "s.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "2 problems" in said
+    assert "seeds: 0 is out of range" in said
+    assert "lr: []" in said
+
+
+def test_a_near_study_is_offered(capsys):
+    assert main(["ablate", "recal-rescue"]) == 2
+    assert "recall-rescue" in capsys.readouterr().err
+
+
+def test_tests_and_data_are_told():
+    study = small(eval=[{"name": "long", "task": "mqar", "params": {"vocab_size": 32, "length": 32, "pairs": 2}}])
+    lines = summary(study, Prediction({}, 1.0, ""))
+    assert any(line.startswith("test long: mqar") for line in lines)

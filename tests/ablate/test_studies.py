@@ -1,0 +1,70 @@
+"""The studies that ship: each is read, is within its match, and makes claims that can fail; some of them by name."""
+
+import functools
+
+import pytest
+
+from hybridlm.ablate.match import TOLERANCE
+from hybridlm.ablate.study import Study
+from hybridlm.resources import config_names, config_path
+
+NAMES = [name for name in config_names() if name.startswith("studies/")]
+WANTED = [
+    "recall-rescue",
+    "recall-rescue-mini",
+    "state-size-ladder",
+    "selection-against-lti",
+    "state-tracking",
+    "exact-copying",
+    "scaling",
+    "h3-hybrid",
+    "ratio-curve",
+    "placement",
+    "a-init",
+    "length-extrapolation",
+]
+
+
+@functools.cache
+def shipped(name: str) -> Study:
+    return Study.read(config_path(f"studies/{name}"))
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_a_shipped_study_reads_without_a_warning(name):
+    study = shipped(name)
+    assert study.name == name
+    assert study.claims
+    assert study.budget is not None
+    assert study.warnings == ()
+    assert all(abs(arm.residual or 0) <= TOLERANCE for arm in study.arms)
+    assert len(study.runs()) == len(study.trials())
+
+
+def test_no_study_ships_that_is_not_named_here():
+    assert {f"studies/{name}.yaml" for name in WANTED} == set(NAMES)
+
+
+def test_the_ratio_curve_is_of_twelve_layers_and_equal_parameters():
+    study = shipped("ratio-curve")
+    assert [arm.coordinates["ratio"] for arm in study.arms] == [0, 1, 2, 3, 6, 12]
+    assert [round(12 * arm.cost.attention_of_layers) for arm in study.arms] == [0, 1, 2, 3, 6, 12]
+    assert study.baseline.d_model == 256
+
+
+def test_scaling_goes_from_a_third_of_a_million_parameters_to_thirty():
+    sizes = [arm.cost.params for arm in shipped("scaling").arms]
+    assert 0.25e6 < min(sizes) < 0.4e6
+    assert 25e6 < max(sizes) < 35e6
+
+
+def test_the_grid_of_selection_has_both_halves_of_gate_and_selection():
+    study = shipped("selection-against-lti")
+    mixers = {arm.name: arm.spec.blocks.get("M", {}).get("mixer", {}) for arm in study.arms}
+    grid = {(bool(mixers[name]["select"]), mixers[name]["gate"]) for name in ("s6-gate", "s6", "lti-gate", "lti")}
+    assert grid == {(True, True), (True, False), (False, True), (False, False)}
+
+
+def test_length_extrapolation_is_tested_to_a_million():
+    study = shipped("length-extrapolation")
+    assert max(test.params["length"] for test in study.eval) == 2**20

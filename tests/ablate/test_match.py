@@ -121,6 +121,20 @@ def test_every_way_to_say_an_mlp_is_changed(pattern):
     assert len(plan(found.spec).layers) == 12
 
 
+def test_one_number_changes_every_width_however_it_is_said():
+    blocks = {"M": {"mixer": "mamba2", "mlp": {"type": "moe", "width": 24}}, "A": {"mixer": "attention"}}
+    pattern = "MA-M{mlp: gelu}-{width: 300}<A|A>{mlp: relu2}<A|A>A{mlp: {type: geglu, width: 10}}@x(MA)2"
+    spec = ModelSpec.from_dict({**BASE, "pattern": pattern, "blocks": blocks, "mlp": {"type": "gelu", "width": 50}})
+
+    def widths(spec):
+        return [layer.mlp.config.width for layer in plan(spec).layers]
+
+    before = widths(spec)
+    assert before == [24, 50, 50, 512, 300, 512, 50, 10, 24, 50, 24, 50]
+    assert widths(Widths(spec).spec(48)) == [2 * width for width in before]
+    assert widths(Widths(spec).spec(1)) == [max(1, round(width / 24)) for width in before]
+
+
 def test_different_widths_keep_their_proportion():
     blocks = {
         "M": {"mixer": "mamba2", "mlp": {"type": "swiglu", "width": 400}},

@@ -217,7 +217,14 @@ def test_describe_json(run):
     assert said["at"]["131072"]["all_attention_bytes"] == 48 * 131072 * 2 * 1024 * 4
 
 
-@pytest.mark.parametrize("argv", [["describe", "M"], ["describe", "M", "--json"], ["mixers"], ["schema"], ["--help"]])
+MORE = [["describe", "M", "--json"], ["mixers"], ["schema"]]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["describe", "M"], ["--help"], *(pytest.param(argv, marks=pytest.mark.deep) for argv in MORE)],
+    ids=" ".join,
+)
 def test_a_reader_may_leave(argv):
     reads, writes = os.pipe()
     os.close(reads)

@@ -53,8 +53,15 @@ def test_lengths(t):
     check(inputs(t), document=documents(3, t).to(DEVICE))
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize(("bias", "state", "activation"), [(True, False, "silu"), (False, True, None)])
+FULL, BARE = (True, False, "silu"), (False, True, None)
+WIDTHS = (1, 2, 3, 4, 7)
+USUAL = [(k, *(FULL if k in (2, 4) else BARE)) for k in WIDTHS]
+RARE = [(k, *(BARE if k in (2, 4) else FULL)) for k in WIDTHS]
+
+
+@pytest.mark.parametrize(
+    ("k", "bias", "state", "activation"), USUAL + [pytest.param(*case, marks=pytest.mark.deep) for case in RARE]
+)
 def test_widths(k, bias, state, activation):
     document = None if state else documents(3, 6).to(DEVICE)
     check(inputs(6, k, bias, state), None, document, activation)

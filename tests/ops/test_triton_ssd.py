@@ -97,7 +97,7 @@ def test_cut_otherwise(changed, monkeypatch):
 def test_long_rows_in_segments(packed, missing, fused, monkeypatch):
     """Segments of 20 tokens, which fill no chunk; documents end inside segments, and between them."""
     cut(monkeypatch, SMALL._replace(segments=3, fused=fused))
-    args = [None if name in missing else v for name, v in zip(NAMES, inputs(60), strict=True)]
+    args = [None if name in missing else v for name, v in zip(NAMES, inputs(60, h=2, g=1), strict=True)]
     document = torch.tensor([[0] * 20 + [1] * 15 + [2] * 25, [3] * 10 + [4] * 50])
     assert_agrees(args, document if packed else None)
 

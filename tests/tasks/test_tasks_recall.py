@@ -124,6 +124,7 @@ def test_what_is_memorised_is_one_table_for_all_seeds_and_families():
     task = make("memorization")
     assert len(set(task.table.tolist())) == len(task.table) == 127
     assert set(task.table.tolist()) <= set(range(127, 255))
+    assert task.guess() == 1 / 127  # the values in the table, not all that there are
     asked = {}
     for seed in (0, 1):
         for family in (TRAINING, HELD_OUT):

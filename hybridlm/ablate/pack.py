@@ -184,8 +184,7 @@ class RowAdamW(Optimizer):
         super().__init__([weights], {"lr": 1.0})
         self.members, self.lr, self.clip = members, lr[:, None], clip
         self.betas, self.eps = betas, eps
-        state = {"step": torch.zeros((), dtype=torch.int64), "mean": torch.zeros_like(weights)}
-        self.state[weights] = {**state, "square": torch.zeros_like(weights)}
+        self.state[weights] = {"step": 0, "mean": torch.zeros_like(weights), "square": torch.zeros_like(weights)}
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None, *, factor: float = 1.0, active: Tensor | None = None) -> Tensor:
@@ -205,7 +204,7 @@ class RowAdamW(Optimizer):
         return ~finite[:, 0]
 
     def _move(self, weights: Tensor, gradient: Tensor, state: dict, factor: float, keep: Tensor) -> None:
-        (one, two), t = self.betas, int(state["step"])
+        (one, two), t = self.betas, state["step"]
         lr = torch.minimum(self.lr * factor, self.members.lr_max)
         mean = state["mean"].lerp(gradient, 1 - one)
         square = (state["square"] * two).addcmul_(gradient, gradient, value=1 - two)

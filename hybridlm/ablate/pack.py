@@ -33,6 +33,7 @@ from hybridlm.train.routers import Rebalancing
 from hybridlm.train.samples import Batch, inputs_of
 
 MARKS = ("valid", "segment_ids")
+BOUND_BY_LAUNCHES = 5e10  # FLOPs of a step: a GPU does them in the milliseconds that their launches take
 
 
 class Members:
@@ -98,10 +99,12 @@ def _places(named: Mapping[str, Tensor]) -> dict[str, tuple[slice, torch.Size]]:
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
-def can_stack(members: Members) -> bool:
-    """Whether one call of torch.func pays and is possible: a GPU, several members, no experts that must be balanced."""
+def can_stack(members: Members, flops: float) -> bool:
+    """Whether one call of torch.func pays and is possible: a GPU, several members that are small, no experts whose load
+    must be balanced. flops: of a member's step. Larger ones are quicker one by one, with our kernels, which torch.func
+    cannot use."""
     experts = any(isinstance(module, MoE) for module in members.models[0].modules())
-    return members.weights.is_cuda and len(members) > 1 and not experts
+    return members.weights.is_cuda and len(members) > 1 and flops <= BOUND_BY_LAUNCHES and not experts
 
 
 def apart(members: Members, precision: str) -> Callable[[Sequence[Batch], Sequence[bool]], Tensor]:

@@ -23,6 +23,7 @@ from hybridlm.ablate.knockout import knockouts
 from hybridlm.ablate.measure import HeldOut, better, measure
 from hybridlm.ablate.pack import Members, RowAdamW, apart, can_stack, stacked
 from hybridlm.ablate.results import Metrics, Result
+from hybridlm.ablate.subject import length_of, text_path
 from hybridlm.ablate.trial import PROGRESS, Pack, Settings
 from hybridlm.errors import CheckpointError
 from hybridlm.tasks.data import TaskData
@@ -42,13 +43,11 @@ SHOWN_EVERY = 1.0  # seconds between two notes of where a pack stands
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
-def data_of(data: Data, seed: int, batch_size: int, samples: int | None = None) -> StepData:
-    """The data module of a study's data, prepared. samples: held-out ones of a task."""
+def data_of(data: Data, seed: int, batch_size: int) -> StepData:
+    """The data module of a study's data, prepared."""
     if data.task is not None:
-        count = data.held_out if samples is None else samples
-        return TaskData(data.task, dict(data.params), held_out=count, batch_size=batch_size, seed=seed)
-    path = None if data.text == "stdlib" else data.text
-    text = TextData(path, context=data.context, tokenizer=data.tokenizer, batch_size=batch_size, seed=seed)
+        return TaskData(data.task, dict(data.params), held_out=data.held_out, batch_size=batch_size, seed=seed)
+    text = TextData(text_path(data), context=data.context, tokenizer=data.tokenizer, batch_size=batch_size, seed=seed)
     text.prepare_data()
     text.setup()
     return text
@@ -56,8 +55,7 @@ def data_of(data: Data, seed: int, batch_size: int, samples: int | None = None) 
 
 def held_out_of(data: Data, seed: int, device: torch.device) -> HeldOut:
     """The held-out samples that trials of a seed are tested on."""
-    length = data.context if data.task is None else data_of(data, seed, 1, samples=1).task.length
-    module = data_of(data, seed, max(1, EVAL_TOKENS // length))
+    module = data_of(data, seed, max(1, EVAL_TOKENS // length_of(data)))
     return HeldOut(module, data.held_out, device, module.bytes_per_token if data.task is None else None)
 
 
@@ -90,7 +88,8 @@ class LitPack(pl.LightningModule):
         seeds = [trial.seed for trial in trials]
         self.members = Members(trials[0].arm.spec, seeds, study.train.weight_decay, device)
         self.weights = self.members.weights
-        self.stacked = can_stack(self.members) if stack is None else stack
+        flops = trials[0].arm.cost.flops_train * length_of(study.data) * study.train.batch_size
+        self.stacked = can_stack(self.members, flops) if stack is None else stack
         self.gradients = (stacked if self.stacked else apart)(self.members, study.train.precision)
         self.dropout = trials[0].arm.spec.dropout > 0
         self.active = torch.ones(len(seeds), dtype=torch.bool, device=device)
@@ -126,14 +125,14 @@ class LitPack(pl.LightningModule):
     def find_gradients(self, batches: Sequence[Batch]) -> None:
         """The gradients of a step. What torch.func has no rule or no memory for goes member by member, and says so."""
         self.members.gradient.zero_()
-        try:
-            self.gradients(batches, self.running)
-        except RuntimeError as error:
-            if not self.stacked:
-                raise
-            print(f"members go one by one, as they cannot be stacked: {error}", file=sys.stderr)
+        if self.stacked:
+            try:
+                self.gradients(batches, self.running)
+                return
+            except RuntimeError as error:
+                print(f"members go one by one, as they cannot be stacked: {error}", file=sys.stderr)
             self.stacked, self.gradients = False, apart(self.members, self.train_settings.precision)
-            self.find_gradients(batches)
+        self.gradients(batches, self.running)
 
     def factor(self, step: int) -> float:
         """What multiplies the peak learning rates at a step, from 0: the schedule that `hybridlm fit` has."""

@@ -1,5 +1,7 @@
 """A pack: its members give the numbers that they give alone, and share nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -141,5 +143,21 @@ def test_dropout_differs_between_the_members_of_a_stack():
     assert losses[0] != losses[1]
 
 
-def test_stacks_are_for_gpus():
-    assert not can_stack(Members(spec_of("attention"), SEEDS, 0.1, torch.device("cpu")))
+class OnGpu:
+    """What `can_stack` asks of members, on a GPU."""
+
+    weights = SimpleNamespace(is_cuda=True)
+
+    def __init__(self, count, spec):
+        self.count, self.models = count, [build(spec, seed=0)]
+
+    def __len__(self):
+        return self.count
+
+
+def test_small_models_are_stacked_on_a_gpu():
+    assert not can_stack(Members(spec_of("attention"), SEEDS, 0.1, torch.device("cpu")), 1e6)
+    assert can_stack(OnGpu(3, spec_of("attention")), 1e6)
+    assert not can_stack(OnGpu(1, spec_of("attention")), 1e6)
+    assert not can_stack(OnGpu(3, spec_of("attention")), 1e12)  # so large that our kernels are quicker
+    assert not can_stack(OnGpu(3, spec_of("attention", {"type": "moe", "experts": 2, "top_k": 1})), 1e6)

@@ -119,8 +119,7 @@ def _fieller(b: np.ndarray, c: np.ndarray, q: float) -> tuple[float, float]:
     kept = [
         cuts[i : i + 2] for i, u in enumerate((cuts[1:] + cuts[:-1]) / 2) if (square * u + linear) * u + constant <= 0
     ]
-    half = q / math.sqrt(n)
-    outwards = [[end] for end, slope in ((0.0, b), (1.0, -(b + 2 * c))) if slope.mean() + half * slope.std(ddof=1) >= 0]
+    outwards = [[end] for end, slope in ((0.0, mean_b), (1.0, -mean_b - mean_c)) if slope >= 0]
     places = [float(place) for part in [*kept, *outwards] for place in part]
     return min(places, default=math.inf), max(places, default=-math.inf)
 

@@ -109,6 +109,20 @@ def test_what_is_no_quadratic_takes_in_every_point_that_may_be_the_lowest():
     assert not found.flat
 
 
+def test_the_points_that_may_be_the_lowest_share_one_level():
+    """By scipy's paired tests at 5% over their number: twelve alone at 5% each would be fewer points."""
+    from scipy import stats
+
+    x, means = np.array(list(MAMBA2)), np.array(list(MAMBA2.values()))
+    losses = means + 0.01 * np.random.default_rng(0).normal(size=(4, len(x)))
+    lowest = losses.mean(axis=0).argmin()
+    p = [1.0 if i == lowest else stats.ttest_rel(losses[:, i], losses[:, lowest]).pvalue for i in range(len(x))]
+    shared, alone = x[np.array(p) > 0.05 / (len(x) - 1)], x[np.array(p) > 0.05]
+    found = argmin_interval(x, losses)
+    assert (found.low, found.high) == pytest.approx((shared.min(), shared.max()))
+    assert np.ptp(shared) > np.ptp(alone)
+
+
 @pytest.mark.parametrize(
     ("x", "losses", "said"),
     [

@@ -72,3 +72,10 @@ def without(found: Results, arm: str, seed: int, lr: float, why: str = "it has n
     row = next(row for row in found.table if (row["arm"], row["seed"], row["lr"]) == (arm, seed, lr))
     rest = [other for other in found.table if other is not row]
     return Results(found.study, rest, [*found.missing, Missing(arm, seed, lr, row["key"], why)])
+
+
+def at_the_edge(found: Results, arm: str) -> Results:
+    """The same, where the arm's runs at the middle of the grid and at its end have changed places."""
+    turned = {GRID[1]: GRID[2], GRID[2]: GRID[1]}
+    table = [{**row, "lr": turned.get(row["lr"], row["lr"])} if row["arm"] == arm else row for row in found.table]
+    return Results(found.study, table)

@@ -1,7 +1,7 @@
 """A weak arm's two questions: whether its learning rate is at the edge of the grid, and whether it still learns."""
 
 import pytest
-from made_up import GRID, results
+from made_up import GRID, at_the_edge, results
 
 from hybridlm.ablate.claims import judge
 from hybridlm.ablate.parts import Claim
@@ -43,6 +43,31 @@ def test_an_edge_that_gains_next_to_nothing_does_not_matter():
     assert judge(STAYS, flat).verdict == "supported"
     steep = results({"pure": [0.12, 0.125, 0.115]}, best=GRID[2], worse=0.07)
     assert judge(STAYS, steep).verdict == "undetermined"
+
+
+def test_how_much_is_left_is_counted_to_where_the_verdict_would_turn():
+    """0.5 beside 0.9: 0.6 would end a lead of 0.3, and 1.0 would make one of 0.1; a tenth of the way may be gained."""
+    values = {"hybrid": [0.9, 0.901, 0.899], "pure": [0.5, 0.501, 0.499]}
+    leads = Claim(name="c", metric="accuracy", arm="hybrid", over="pure", by=0.3)
+    assert judge(leads, results(values, best=GRID[2], worse=0.009)).verdict == "supported"
+    assert judge(leads, results(values, best=GRID[2], worse=0.011)).verdict == "undetermined"
+    assert judge(LOSES, results(values, best=GRID[2], worse=0.049)).verdict == "refuted"
+    assert judge(LOSES, results(values, best=GRID[2], worse=0.051)).verdict == "undetermined"
+
+
+def test_every_arm_of_a_trend_but_the_last_is_called_weak():
+    ladder = {name: [0.2 * i + d for d in (0, 0.01, 0.02)] for i, name in enumerate("abcd")}
+    rises = Claim(name="c", metric="accuracy", arms=tuple("abcd"), increasing=0.05)
+    verdicts = [judge(rises, at_the_edge(results(ladder), arm)).verdict for arm in "abcd"]
+    assert verdicts == ["undetermined", "undetermined", "undetermined", "supported"]
+
+
+def test_one_step_down_without_a_doubt_refutes_a_trend():
+    falls = {name: [0.8 - 0.2 * i + d for d in (0, 0.01, 0.02)] for i, name in enumerate("abc")}
+    rises = Claim(name="c", metric="accuracy", arms=tuple("abc"), increasing=0.05)
+    one = at_the_edge(results(falls), "b")
+    assert judge(rises, one).verdict == "refuted"
+    assert judge(rises, at_the_edge(one, "c")).verdict == "undetermined"
 
 
 def test_one_learning_rate_says_nothing_of_weakness():
@@ -93,6 +118,23 @@ def test_it_is_asked_seed_by_seed():
             if row["seed"] < moving:
                 row["curve"] = [(100 * (i + 1), {"accuracy": value}) for i, value in enumerate(RISING)]
         assert judge(claim, found).verdict == verdict
+
+
+def test_a_seed_that_gets_worse_makes_up_for_none_that_gets_better():
+    """Four of five stay below 0.8; seed 4 would follow them by falling, and seed 0 leave them by rising."""
+    found = results({"pure": [*BAD[:4], 0.85]}, curves={"pure": LEVEL})
+    for row in found.table:
+        if row["seed"] in (0, 4):
+            curve = RISING if row["seed"] == 0 else RISING[::-1]
+            row["curve"] = [(100 * (i + 1), {"accuracy": value}) for i, value in enumerate(curve)]
+    claim = Claim(name="c", metric="accuracy", arm="pure", at_most=0.8, seeds=4)
+    assert judge(claim, found).verdict == "undetermined"
+
+
+def test_a_loss_that_still_falls_is_not_one_that_stays():
+    stays = Claim(name="c", metric="loss", arm="pure", at_least=1.5)
+    for curve, verdict in (([3 - 0.1 * i for i in range(10)], "undetermined"), ([2.0] * 10, "supported")):
+        assert judge(stays, results({"pure": [2.1, 2.1]}, metric="loss", curves={"pure": curve})).verdict == verdict
 
 
 def test_an_arm_that_gets_worse_at_the_end_is_taken_as_it_is():

@@ -119,6 +119,16 @@ def test_one_step_down_refutes_a_ladder_and_one_that_is_unclear_leaves_it_open()
     assert word(RISES, results(unclear)) == "undetermined"
 
 
+def test_the_steps_of_a_ladder_share_the_level_at_which_they_refute_it():
+    """t is -6 with 3 seeds: below -4.3, which refutes a difference, and above -7.6, which would refute one of three."""
+    rungs = {"a": [0.2] * 3, "b": [0.5, 0.501, 0.499], "c": [0.8] * 3, "d": [0.7754, 0.7654, 0.7554]}
+    down = Claim(name="c", metric="accuracy", arm="d", over="c", by=0.0)
+    assert word(down, results(rungs)) == "refuted"
+    assert (
+        word(Claim(name="c", metric="accuracy", arms=tuple("abcd"), increasing=0.0), results(rungs)) == "undetermined"
+    )
+
+
 def test_a_ladder_of_losses_goes_down():
     losses = {name: [2 - value for value in row] for name, row in LADDER.items()}
     claim = Claim(name="c", metric="loss", arms=tuple(LADDER), increasing=0.01)

@@ -103,9 +103,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Key:
-    """What the colours of strips mean. mixers: their types."""
+    """What the colours of strips mean. mixers: their types; mlp: whether there are MLPs."""
 
     mixers: Sequence[str]
+    mlp: bool
 
 
 Block = Paragraph | Code | Table | Chart | Key

@@ -89,7 +89,8 @@ def _finding(facts: Facts, metric: str, found: dict[str, tuple[Difference, float
     if not sure:
         return f"No arm differs from {reference} in {what}, as far as these seeds can tell"
     parts = [f"{_names(better)} better"] * bool(better) + [f"{_names(worse)} worse"] * bool(worse)
-    return f"Against {reference} by {what}: {', '.join(parts)}; {len(found) - len(sure)} not told apart"
+    rest = f"; {len(found) - len(sure)} not told apart" if len(found) > len(sure) else ""
+    return f"Against {reference} by {what}: {', '.join(parts)}{rest}"
 
 
 def _names(arms: list[str]) -> str:

@@ -14,6 +14,7 @@ from hybridlm.ablate.report.style import NAMED, Look, looks
 from hybridlm.ablate.results import Results, lower_is_better
 from hybridlm.ablate.statistics import Difference, mean_interval, paired_difference
 from hybridlm.ablate.study import Arm, Study
+from hybridlm.ablate.subject import guess_of
 
 LEVEL = 0.95
 MOST_METRICS = 4
@@ -137,10 +138,21 @@ class Facts:
         names = words.listed([words.named(arm.name) for arm in first], 3)
         what, best = metric_word(metric), words.fixed(self.mean(first[0].name, metric).mean)
         if len(first) == len(self.by_mean(metric)) > 1:
-            return f"No arm is best by {what}: none is told apart from the highest mean"
+            return f"No arm is best by {what}: none is told apart from the best mean"
         if len(first) > 1:
             return f"{names} lead by {what}, not told apart (best mean {best})"
         return f"{names} is best by {what} ({best})"
+
+    def guess(self, metric: str) -> float | None:
+        """The accuracy of the best guess that ignores the sequence; None: text, or another metric than accuracy."""
+        test, _, measure = metric.rpartition(".")
+        data = next((one for one in self.study.eval if one.name == test), None) if test else self.study.data
+        return guess_of(data) if measure == "accuracy" and data and data.task else None
+
+    def guessing(self, metric: str) -> str:
+        """What captions say of it."""
+        guess = self.guess(metric)
+        return "" if guess is None else f" Guessing gets {words.fixed(guess)}, the dotted line."
 
     @property
     def seeds(self) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hybridlm.ablate.report import words
 from hybridlm.ablate.report.blocks import Chart, Paragraph, Section, Table
 from hybridlm.ablate.report.facts import Facts, metric_word
-from hybridlm.ablate.report.plots import apart, frame, legend, point
+from hybridlm.ablate.report.plots import apart, frame, guessed, legend, point
 from hybridlm.ablate.report.style import FAINT, PAPER
 from hybridlm.ablate.results import lower_is_better
 from hybridlm.ablate.study import Arm
@@ -84,7 +84,8 @@ def _chart(facts: Facts, price: Price) -> Chart:
         for arm in arms
     ]
     table = Table("The numbers", ["arm", price.label, what, "on the front"], rows, frozenset({1, 2}), folded=True)
-    caption = f"{facts.averaged}. x: {price.label}, logarithmic. The line is the front of this pair alone."
+    about = f"x: {price.label}, logarithmic. The steps are the front of this pair alone."
+    caption = f"{facts.averaged}. {about}{facts.guessing(facts.score)}"
     alt = f"{what} against {price.label}. " + "; ".join(
         f"{words.named(arm.name, 40)}: {facts.mean(arm.name)} for {price.text(price.of(arm))}" for arm in arms[:12]
     )
@@ -113,6 +114,7 @@ def _draw(axes: Axes, *, facts: Facts, price: Price, on: set[str]) -> None:
         fill = {} if arm.name in on else {"markerfacecolor": PAPER}
         point(axes, math.exp(place), facts.mean(arm.name), facts.looks[arm.name], **fill)
     frame(axes, facts, [arm.name for arm in arms], facts.score)
+    guessed(axes, facts, facts.score)
     few_ticks(axes, [price.of(arm) for arm in arms], price.text)
     axes.set_xlabel(f"{price.label} (logarithmic)")
     axes.set_ylabel(facts.label(facts.score))

@@ -95,7 +95,7 @@ def _(block: Paragraph) -> str:
 
 @_block.register
 def _(block: Key) -> str:
-    chips = [*zip(block.mixers, colours(block.mixers), strict=True), ("MLP", MLP_COLOUR)]
+    chips = [*zip(block.mixers, colours(block.mixers), strict=True), *[("MLP", MLP_COLOUR)] * block.mlp]
     told = "".join(
         f'<li><span class="chip" style="background:{colour}"></span>{_text(name)}</li>' for name, colour in chips
     )

@@ -83,6 +83,12 @@ def frame(axes: Axes, facts: Facts, arms: Sequence[str], metric: str, rates: Seq
     axes.set_ylim(bottom - 0.05 * (top - bottom or 1), top + 0.05 * (top - bottom or 1))
 
 
+def guessed(axes: Axes, facts: Facts, metric: str) -> None:
+    """A dotted line at what guessing gets."""
+    if (guess := facts.guess(metric)) is not None:
+        axes.axhline(guess, color=FAINT, linewidth=1, linestyle=(0, (1, 2)), zorder=1.2)
+
+
 def rows_height(count: int) -> float:
     """Inches of a chart with so many rows."""
     return AROUND + ROW * max(count, 3)

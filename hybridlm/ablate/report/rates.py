@@ -10,7 +10,7 @@ import numpy as np
 from hybridlm.ablate.report import words
 from hybridlm.ablate.report.blocks import Chart, Paragraph, Section, Table
 from hybridlm.ablate.report.facts import Facts, metric_word
-from hybridlm.ablate.report.plots import frame, legend, thin
+from hybridlm.ablate.report.plots import frame, guessed, legend, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def _chart(facts: Facts) -> Chart:
     table = Table("The numbers", head, rows, frozenset(range(1, len(head))), folded=True)
     n = words.plural(facts.study.seeds, "seed")
     bars = "" if facts.crowded else "; bars are 95% intervals over seeds, rings mark each arm's best rate"
-    caption = f"Mean held-out {what} over n = {n}{bars}."
+    caption = f"Mean held-out {what} over n = {n}{bars}.{facts.guessing(facts.score)}"
     alt = f"{what} against learning rate, a line for each arm. " + "; ".join(
         f"{words.readable(arm, 40)}: best at {lr:g}" for arm, lr in list(facts.best.items())[:12]
     )
@@ -91,6 +91,7 @@ def _draw(axes: Axes, *, facts: Facts) -> None:
         ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.3, "linestyle": "none"}
         axes.plot(places[best], means[best].mean, marker="o", color=look.colour, zorder=4, **ring)
     frame(axes, facts, [arm.name for arm in facts.arms], facts.score, facts.study.lr)
+    guessed(axes, facts, facts.score)
     axes.set_xscale("log")
     axes.set_xticks(facts.study.lr, [f"{lr:g}" for lr in facts.study.lr])
     axes.set_xticks([], minor=True)

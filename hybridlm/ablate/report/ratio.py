@@ -13,7 +13,7 @@ import numpy as np
 from hybridlm.ablate.report import words
 from hybridlm.ablate.report.blocks import Chart, Paragraph, Section, Table
 from hybridlm.ablate.report.facts import Facts, metric_word
-from hybridlm.ablate.report.plots import apart, frame, legend, point
+from hybridlm.ablate.report.plots import apart, frame, guessed, legend, point
 from hybridlm.ablate.report.style import BAND, FAINT
 from hybridlm.ablate.study import Arm
 
@@ -107,7 +107,11 @@ def _chart(facts: Facts, metric: str, x: Abscissa) -> Chart:
     alt = f"{what} against {x.label}. " + "; ".join(
         f"{words.named(arm.name, 40)}: {facts.mean(arm.name, metric)} at {x.tick(x.of(arm))}" for arm in arms[:12]
     )
-    caption = f"{facts.averaged}. x: {x.label}" + ("." if x.logarithmic else ", spaced by its logarithm.")
+    caption = (
+        f"{facts.averaged}. x: {x.label}"
+        + ("." if x.logarithmic else ", spaced by its logarithm.")
+        + facts.guessing(metric)
+    )
     rows = [[facts.cell(a.name), x.tick(x.of(a)), *_figures(facts, a, metric)] for a in sorted(arms, key=x.of)]
     table = Table(
         "The numbers", ["arm", x.label, what, "95% interval", "n"], rows, frozenset({1, 2, 3, 4}), folded=True
@@ -145,6 +149,7 @@ def _draw(axes: Axes, *, facts: Facts, metric: str, x: Abscissa) -> None:
     for arm, at in zip(arms, apart([place(x.of(arm)) for arm in arms]), strict=True):
         point(axes, at, facts.mean(arm.name, metric), facts.looks[arm.name])
     frame(axes, facts, [arm.name for arm in arms], metric)
+    guessed(axes, facts, metric)
     ticks = _thinned(sorted({x.of(arm) for arm in arms}), place, 6 if x.logarithmic else 12)
     axes.set_xticks([place(tick) for tick in ticks], [x.tick(tick) for tick in ticks])
     axes.set_xlabel(x.label)

@@ -30,9 +30,10 @@ def arms(facts: Facts) -> Section:
     head += ["residual of the match", "best lr", "seeds finished"]
     costs = [_cost(facts, arm) for arm in study.arms]
     cost = Table("What each costs, and how it was trained", head, costs, frozenset(range(1, 8)), made.folded)
-    mixers = dict.fromkeys(mixer for arm in study.arms for layer, _ in strip_of(arm.spec).layers for mixer in layer)
+    layers = [layer for arm in study.arms for layer in strip_of(arm.spec).layers]
+    key = Key(list(dict.fromkeys(mixer for mixers, _ in layers for mixer in mixers)), any(mlp for _, mlp in layers))
     warnings = [Paragraph(f"Warning of the study file: {words.readable(text)}") for text in study.warnings]
-    return Section("arms", "What was run", [Paragraph(_about(facts)), *warnings, Key(list(mixers)), made, cost])
+    return Section("arms", "What was run", [Paragraph(_about(facts)), *warnings, key, made, cost])
 
 
 def _arm(facts: Facts, arm: Arm) -> list[Cell]:

@@ -10,7 +10,7 @@ import numpy as np
 from hybridlm.ablate.report import words
 from hybridlm.ablate.report.blocks import WIDTH, Chart, Paragraph, Section, Table
 from hybridlm.ablate.report.facts import Facts, metric_word
-from hybridlm.ablate.report.plots import LONGEST_ROW, legend, rows_height, thin
+from hybridlm.ablate.report.plots import LONGEST_ROW, guessed, legend, rows_height, thin
 from hybridlm.ablate.report.style import BAND, FAINT
 from hybridlm.ablate.statistics import median_steps, wilson
 from hybridlm.ablate.study import Arm
@@ -140,10 +140,17 @@ def _curves(facts: Facts) -> Chart | None:
     bands = "" if facts.crowded else "; bands reach from the lowest to the highest seed"
     caption = (
         f"Mean held-out {what} over n = {facts.seeds} at each arm's best learning rate{bands}. "
-        "A seed that ended early keeps its last value."
+        f"A seed that ended early keeps its last value.{facts.guessing(facts.score)}"
     )
     alt = f"{what} against optimiser steps, a line for each arm; the ends are in the table."
-    return Chart("curves", _course(found, what), caption, alt, partial(_draw_curves, facts=facts, found=found), table)
+    return Chart(
+        "curves",
+        _course(found, what, facts.study.train.steps),
+        caption,
+        alt,
+        partial(_draw_curves, facts=facts, found=found),
+        table,
+    )
 
 
 Points = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -169,11 +176,11 @@ def _held(seed: dict[int, float], step: int) -> float:
     return seed[max(before)] if before else float("nan")
 
 
-def _course(found: dict[str, Points], what: str) -> str:
-    """How many arms still move in their last quarter."""
+def _course(found: dict[str, Points], what: str, most: int) -> str:
+    """How many arms still move in the last quarter of `most` steps: one that was solved before does not."""
     moving = 0
     for steps, mean, _, _ in found.values():
-        late = float(np.interp(0.75 * steps[-1], steps, mean))
+        late = float(np.interp(0.75 * most, steps, mean))
         reach = max(float(mean.max() - mean.min()), 1e-12)
         moving += abs(float(mean[-1]) - late) > 0.05 * reach
     if moving:
@@ -188,6 +195,7 @@ def _draw_curves(axes: Axes, *, facts: Facts, found: dict[str, Points]) -> None:
         axes.plot(steps, mean, **{"markevery": every, **look.line, **thin(facts)})
         if not facts.crowded:
             axes.fill_between(steps, low, high, color=look.colour, alpha=0.12, linewidth=0)
+    guessed(axes, facts, facts.score)
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel(facts.label(facts.score))
     legend(axes, facts, list(found))

@@ -63,7 +63,7 @@ def probability(p: float) -> str:
 def count(value: float) -> str:
     """A number of things in k, M, G, T: three significant digits."""
     for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
 
@@ -77,7 +77,7 @@ def size(value: float) -> str:
 def share(value: float) -> str:
     """A ratio as a fraction of small numbers where it is one, such as 1/4; else in percent."""
     near = Fraction(value).limit_denominator(128)
-    if abs(near - value) > 1e-6:
+    if abs(near - value) > 1e-9:
         return f"{value:.1%}"
     return str(near)
 

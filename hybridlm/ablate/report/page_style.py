@@ -1,4 +1,7 @@
-"""The style of report.html: one column of text, figures side by side where there is room, paper that prints well."""
+"""The style of report.html: one column of text, figures side by side where there is room.
+
+On paper the tables behind figures stay away, as they are in results.csv; what else is folded is shown.
+"""
 
 CSS = """
 *{box-sizing:border-box}
@@ -55,7 +58,7 @@ padding:.5rem 0}.stack tbody th{font-weight:700}
 .stack td:last-child:not(:empty)::before{content:"bar: ";color:var(--faint)}
 body{font-size:15px}h1{font-size:1.5rem}header,main{padding:0 .9rem}header{padding-top:1.2rem}}
 @media print{@page{margin:16mm}body{font-size:10pt;background:none}nav,.skip{display:none}h2{break-after:avoid}
-.charts{grid-template-columns:1fr 1fr}details>summary{list-style:none}
+.charts{grid-template-columns:1fr 1fr}figure details{display:none}details>summary{list-style:none}
 details::details-content{content-visibility:visible;
 display:block;height:auto}.scroll{overflow:visible}pre{white-space:pre-wrap}tr{break-inside:avoid}svg,.strip,.badge{
 print-color-adjust:exact;-webkit-print-color-adjust:exact}}

@@ -106,6 +106,18 @@ def test_tied_and_shared_weights_are_in_a_row_once():
     assert found[0].shape[1] == sum(p.numel() for p in build(spec, seed=0).parameters())
 
 
+def test_balanced_routers_are_rebalanced_and_put_back():
+    mlp = {"type": "moe", "experts": 4, "score": "sigmoid", "bias_rate": 0.01}
+    members, _ = train_pack(spec_of("attention", mlp), apart, steps=2)
+    (kept,) = {name for name in members.buffers()[0] if name.endswith("bias")}
+    saved = [{name: buffer.clone() for name, buffer in held.items()} for held in members.buffers()]
+    assert all(held[kept].any() for held in saved)
+    assert not torch.equal(saved[0][kept], saved[1][kept])
+    fresh = Members(spec_of("attention", mlp), SEEDS, 0.1, torch.device("cpu"))
+    fresh.set_buffers(saved)
+    assert all(torch.equal(held[kept], was[kept]) for held, was in zip(fresh.buffers(), saved, strict=True))
+
+
 @pytest.mark.parametrize("way", [apart, stacked])
 def test_a_row_that_is_not_active_stays_to_the_last_bit(way):
     before = Members(spec_of("attention"), SEEDS, 0.1, torch.device("cpu")).weights.detach()

@@ -31,7 +31,7 @@ class Problems:
         """What is refused inside is collected, with the path before it, and the work goes on behind the block."""
         try:
             yield
-        except (SpecError, PatternError, DataError, UnsupportedError) as error:
+        except (SpecError, PatternError, DataError, UnsupportedError, OSError) as error:
             self.add(path, str(error))
 
     def refuse(self, name: str) -> None:

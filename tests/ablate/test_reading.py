@@ -109,6 +109,7 @@ def test_what_is_missing_is_named(key):
     ("changes", "reason"),
     [
         ({"baseline": "tinny"}, "baseline: tinny: no such file.*Did you mean 'models/tiny.yaml'"),
+        ({"baseline": "M" * 5000}, "baseline: .*name too long"),
         ({"baseline": {"d_model": 64}}, "baseline: pattern: missing"),
         ({"baseline": 3}, "baseline: .*3; it must be a mapping"),
         (

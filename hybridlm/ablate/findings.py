@@ -106,18 +106,19 @@ def _doubts_of_lesser(claim: Claim, results: Results, better: str, lesser: str, 
 
 def _compared(claim: Claim, arm: str, other: str, found: Difference) -> str:
     seeds = f"{found.n} seeds, {found.method}" if found.n > 1 else "one seed, no interval"
+    word = "is better" if found.mean >= 0 else "is not better"
     return (
-        f"{arm} is better than {other} by {_figure(found.mean)} in {claim.metric} "
+        f"{arm} {word} than {other} by {_figure(found.mean)} in {claim.metric} "
         f"({_figure(found.low)} to {_figure(found.high)}; {seeds})"
     )
 
 
 def _power(found: Difference) -> str:
-    """What so many seeds would have found."""
+    """How far from the bar a difference would have to be for so many seeds to find it."""
     if found.n == 1:
         return "; one seed has no interval"
     least = minimum_detectable(found.sd, found.n, level=LEVEL)
-    return f"; {found.n} seeds find a difference of {_figure(least)} from it in 80% of studies"
+    return f"; a t test of {found.n} seeds would find {_figure(least)} more or less in 80% of studies"
 
 
 # ------------------------------------------------------------------------------------------------------------- argmin

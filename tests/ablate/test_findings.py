@@ -61,8 +61,8 @@ def test_an_interval_that_straddles_the_bar_is_open_and_says_what_would_have_bee
     )
     assert found.verdict == "undetermined"
     assert found.said == (
-        "a is better than b by 0.167 in accuracy (-0.35 to 0.684; 3 seeds, t), more than 0.1 is asked for; 3 seeds "
-        "find a difference of 0.679 from it in 80% of studies"
+        "a is better than b by 0.167 in accuracy (-0.35 to 0.684; 3 seeds, t), more than 0.1 is asked for; a t test of "
+        "3 seeds would find 0.679 more or less in 80% of studies"
     )
 
 

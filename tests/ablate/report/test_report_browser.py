@@ -35,7 +35,7 @@ def _console(said: str) -> list[str]:
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [1280, pytest.param(400, marks=pytest.mark.deep)])
 def test_console_is_empty(reports, tmp_path, width):
     """A screenshot is taken, it is no blank page, and the browser has nothing to say."""
     shot = tmp_path / "shot.png"

@@ -43,7 +43,7 @@ def test_figures_exist(reports, name):
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_pictures_are_not_blank(reports, name):
     """Ink below the title, in colour, on white paper."""
     for path in sorted((reports[name] / "figures").glob("*.png")):

@@ -57,7 +57,7 @@ def measure(
         batch = {name: values.to(device) for name, values in batch.items()}
         score.add(read(model, batch, chunk), batch["targets"])
     model.train(mode)
-    found = {name: float(value) for name, value in score.measures().items()}
+    found = {name: float(value) for name, value in score.measures().items()} | {"guess": task.guess()}
     if "accuracy" in found:
         found["low"], found["high"] = wilson(found["accuracy"], samples)
     return Answers(task=task.name, difficulty=said(task), samples=samples, seed=seed, **found)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +17,9 @@ from hybridlm.compose.model import Output
 from hybridlm.errors import DataError, SpecError
 from hybridlm.registry import tasks
 from hybridlm.tasks.data import TaskData
+from hybridlm.tasks.difficulty import within
 from hybridlm.tasks.metrics import Share, TaskScore
-from hybridlm.tasks.task import HELD_OUT, make
+from hybridlm.tasks.task import HELD_OUT, Task, make
 from hybridlm.train import cli
 from hybridlm.train.arguments import task_of
 from hybridlm.train.module import LitHybridLM
@@ -144,19 +149,44 @@ def test_share_counts_exactly_beyond_what_float32_holds():
 
 
 # ----------------------------------------------------------------------------------------------------- the command line
-def test_a_run_learns_more_than_guessing_and_goes_on(spec, tmp_path, capsys):
+@pytest.fixture
+def echo():
+    """A task of this process: say what you read."""
+
+    @tasks.register("echo")
+    @dataclass(frozen=True, kw_only=True)
+    class Echo(Task):
+        name: ClassVar[str] = "echo"
+        vocab_size: int = within(32, 2, 64)
+        length: int = within(8, 1, 64)
+
+        def draw(self, random):
+            ids = random.integers(self.vocab_size, size=self.length)
+            return {"ids": ids, "targets": ids}
+
+        def guess(self):
+            return 1 / self.vocab_size
+
+    yield
+    tasks.unregister("echo")
+
+
+def test_a_run_learns_more_than_guessing_and_goes_on(echo, spec, tmp_path, capsys):
     run = str(tmp_path / "run")
     words = ["--model.spec", spec(), "--model.lr", "1e-2", "--model.warmup", "2", "--trainer.max_steps", "60"]
     words += ["--trainer.val_check_interval", "30", "--trainer.enable_progress_bar", "false", "--run", run]
-    difficulty = ["--data.params.tokens", "1", "--data.params.vocab_size", "32", "--data.held_out", "100"]
-    assert cli.main(["fit", "--task", "copying", *difficulty, *words]) == 0
+    difficulty = ["--data.params.length", "6", "--data.params.vocab_size", "32", "--data.held_out", "100"]
+    assert cli.main(["fit", "--task", "echo", *difficulty, *words]) == 0
     said = capsys.readouterr().out
     assert "val_accuracy" in said
     assert "val_solved" in said
     assert "val_guess" in said
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        measured = [row for row in csv.DictReader(file) if row["val_loss"]]
+    assert float(measured[-1]["val_accuracy"]) > 5 * float(measured[-1]["val_guess"]) > 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert config["task"] == "copying"
-    assert config["data"]["params"] == {"tokens": 1, "vocab_size": 32}
+    assert config["task"] == "echo"
+    assert config["data"]["params"] == {"length": 6, "vocab_size": 32}
     assert cli.main(["validate", "--resume", run]) == 0
     assert "val_solved" in capsys.readouterr().out
 

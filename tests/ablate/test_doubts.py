@@ -88,6 +88,7 @@ def test_losses_have_their_edges_the_other_way_up():
 # -------------------------------------------------------------------------------------------------------------- curves
 LEVEL = [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
 RISING = [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+FALLING = [0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.89, 0.88, 0.865, 0.85]
 SLOWLY = [0.1, 0.2, 0.3, 0.4, 0.45, 0.47, 0.48, 0.485, 0.488, 0.49]
 
 
@@ -125,7 +126,7 @@ def test_a_seed_that_gets_worse_makes_up_for_none_that_gets_better():
     found = results({"pure": [*BAD[:4], 0.85]}, curves={"pure": LEVEL})
     for row in found.table:
         if row["seed"] in (0, 4):
-            curve = RISING if row["seed"] == 0 else RISING[::-1]
+            curve = RISING if row["seed"] == 0 else FALLING
             row["curve"] = [(100 * (i + 1), {"accuracy": value}) for i, value in enumerate(curve)]
     claim = Claim(name="c", metric="accuracy", arm="pure", at_most=0.8, seeds=4)
     assert judge(claim, found).verdict == "undetermined"

@@ -94,12 +94,12 @@ def _chart(facts: Facts, price: Price) -> Chart:
 
 
 def _finding(facts: Facts, price: Price) -> str:
-    """The price of the best against that of the cheapest, in words."""
-    best, cheap = facts.by_mean()[0], min(facts.by_mean(), key=price.of)
+    """The price of the cheapest of the leaders against that of the cheapest of all, in words."""
+    best, cheap = (min(arms, key=price.of) for arms in (facts.leaders(), facts.by_mean()))
     low, high = (words.fixed(facts.mean(arm.name).mean) for arm in (cheap, best))
     what, unit = metric_word(facts.score), "FLOPs" if price.name == "flops" else "cache"
     name = words.named(cheap.name)
-    if cheap.name in {arm.name for arm in facts.leaders()}:
+    if cheap.name == best.name:
         return f"The least {unit}, of {name}, is enough: its {what} ({low}) is not told apart from the best"
     times = price.of(best) / price.of(cheap) if price.of(cheap) else float("inf")
     return f"From {what} {low} ({name}) to {high} ({words.named(best.name)}) takes {times:.3g}× the {unit}"

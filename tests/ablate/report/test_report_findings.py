@@ -85,6 +85,15 @@ def test_front(curves):
     assert 0 < len(expected) < len(points)
 
 
+def test_the_price_is_that_of_the_cheapest_leader(recall):
+    """The convolution before attention solves it with fewer FLOPs than the hybrid, whose mean is a little better."""
+    (flops, cache) = front.section(recall).charts
+    assert flops.title.startswith(
+        "From accuracy 0.138 (attention alone) to 0.998 (‘convolution, then attention’) takes"
+    )
+    assert cache.title.startswith("The least cache, of wide state, is enough")
+
+
 def test_rates(recall, curves):
     assert rates.at_edge(recall) == []
     assert rates.section(recall).charts[0].title == "All arms do best at a learning rate of 0.002, within the grid"

@@ -67,11 +67,14 @@ def test_a_tokenizer_reads_the_same_text(name, codec):
 
 def test_what_answers_are_made_of_has_the_same_tokens_in_the_text(codec):
     """A number is digit by digit in the book too, where the tokenizer would take more at once."""
-    assert len(codec.encode("48213")) < 5
-    sample = make("needle", {"depth": 0.5}, codec=codec).draw(np.random.default_rng(0))
-    answer = sample["targets"][sample["targets"] != -100].tolist()
-    ids = sample["ids"].tolist()
-    assert any(ids[i : i + 5] == answer for i in range(len(ids) - 10))
+    merged = 0
+    for seed in range(20):
+        sample = make("needle", {"depth": 0.5}, codec=codec).draw(np.random.default_rng(seed))
+        answer = sample["targets"][sample["targets"] != -100].tolist()
+        merged += len(codec.encode(text_of(codec, answer))) < 5
+        ids = sample["ids"].tolist()
+        assert any(ids[i : i + 5] == answer for i in range(len(ids) - 10))
+    assert merged >= 2  # numbers of which the tokenizer would take more than a digit at once
 
 
 # ------------------------------------------------------------------------------------------------------- book, needle
@@ -163,4 +166,4 @@ def test_the_one_who_appears_once_is_first_as_often_as_last():
         words = bytes_of(sample).replace(",", "").replace(".", "").split()
         names = [word for word in words if word in NAMES][:3]
         places.append([name[0] for name in names].index(chr(sample["targets"][-1])))
-    assert np.bincount(places).min() > 160
+    assert np.bincount(places, minlength=3).min() > 160

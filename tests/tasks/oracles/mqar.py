@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 @st.composite
 def params(draw):
     pairs = draw(st.integers(1, 12))
-    vocab_size = draw(st.integers(2 * pairs + 2, 80))
+    vocab_size = draw(st.integers(max(2 * pairs + 2, 14), 80))  # enough different samples for both families
     length = 2 * draw(st.integers(max(2 * pairs, 8), 40))
     fillers = draw(st.sampled_from(["zero", "random"]))
     return {"pairs": pairs, "vocab_size": vocab_size, "length": length, "fillers": fillers}

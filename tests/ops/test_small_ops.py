@@ -128,6 +128,21 @@ def test_a_loss_whose_gradients_are_there_refuses_to_be_derived_twice():
         torch.autograd.grad(loss, x, create_graph=True)
 
 
+def test_rows_that_nothing_is_asked_of_are_not_read():
+    """On a CPU: their logits are not computed, and what they hold reaches neither loss nor gradients."""
+    x, weight = torch.randn(9, 4), torch.randn(7, 4, requires_grad=True)
+    targets = torch.tensor([1, -100, 3, -100, -100, 0, 6, 2, -100])
+    asked = targets != -100
+    x[~asked] = torch.nan
+    x.requires_grad_()
+    loss = linear_cross_entropy(x, weight, targets, chunk=2)
+    expected = F.cross_entropy(x[asked] @ weight.T, targets[asked])
+    torch.testing.assert_close(loss, expected)
+    dx, dweight = torch.autograd.grad(loss, (x, weight))
+    true = torch.autograd.grad(expected, (x, weight))
+    torch.testing.assert_close((dx, dweight), true)
+
+
 def test_the_loss_of_a_weight_has_derivatives_taken_forward():
     x, weight, targets = torch.randn(8, 6).double(), torch.randn(9, 6).double(), torch.arange(8) - 1
     targets[0] = -100

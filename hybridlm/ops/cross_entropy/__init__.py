@@ -51,7 +51,15 @@ def _by_torch(x: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
     by_func = not torch.compiler.is_compiling() and (is_wrapped(x) or is_wrapped(weight))
     if by_func or forward_mode():
         return reference.linear_cross_entropy(x, lambda part: part @ weight.mT, targets, chunk)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would be waiting for a number
+        x, targets = _asked(x, targets)
     return ahead.linear_cross_entropy(x, weight, targets, chunk, fused=False)
+
+
+def _asked(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that something is asked of; of a task with few answers they are few."""
+    counts = targets != IGNORED
+    return (x, targets) if counts.all() else (x[counts], targets[counts])
 
 
 def _by_triton(x: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:

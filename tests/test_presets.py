@@ -29,7 +29,7 @@ from hybridlm.registry import mixers
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "configs/models"
 PAGE = (ROOT / "docs/presets.md").read_text(encoding="utf-8")
-OTHERS = {"tiny", "demo", "signals"}  # models of the quickstart and of examples, beside those of single mixers
+OTHERS = {"tiny", "demo", "signals", "recall"}  # models of the quickstart and of examples, beside those of mixers
 WITHIN = 0.01
 
 
@@ -224,6 +224,7 @@ def test_differences_are_seen(name, change):
 
 # ------------------------------------------------------------------------------------------------------------ the tiny
 @cache
+@torch.enable_grad()  # whoever asks first
 def trained(name: str) -> tuple[hl.HybridLM, list[float]]:
     """A tiny one after eight steps on a row of text, and the loss before each."""
     model = hl.build(spec(name), seed=0, dtype=torch.float64).train()

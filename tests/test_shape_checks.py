@@ -74,7 +74,7 @@ def test_numbers_that_a_shape_names_are_looked_at():
     op.__annotations__ = {"n": int, "parts": tuple[Float[Tensor, "{n}"], ...]}
     op = door(op)
     assert op(3, (torch.ones(3), torch.ones(3))).shape == (3,)
-    for n, sizes in ((4, (3, 3)), (3, (3, 4))):
+    for n, sizes in ((4, (3, 3)), (3, (4, 4))):  # of a tuple of any length beartype looks at one, drawn at random
         with pytest.raises(WRONG):
             op(n, tuple(map(torch.ones, sizes)))
 

@@ -95,7 +95,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch loads: threa
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # here, where a reader that has left is no error
+        return code
     except KeyboardInterrupt:
         _tell("stopped", "Ctrl-C")
         return 130

@@ -21,8 +21,11 @@ KEPT_OPS: set[torch._ops.OpOverloadPacket | torch._ops.HigherOrderOperator] = {
 _untold: list[tuple[torch._ops.OpOverloadPacket, Callable]] = []
 
 
-def count(op: torch.library.CustomOpDef, flops: Callable[..., int], *, kept: bool) -> None:
-    """flops: (shape of each tensor argument, all else as it is) -> floating-point operations of the call."""
+def count(op: torch.library.CustomOpDef, flops: Callable[..., int], *, kept: bool = False) -> None:
+    """flops: (shape of each tensor argument, all else as it is) -> floating-point operations of the call.
+
+    kept: it is never computed again for a backward pass.
+    """
     packet = getattr(torch.ops.hybridlm, op._qualname.removeprefix("hybridlm::"))
 
     def formula(*shapes, out_shape=None, **_) -> int:

@@ -86,7 +86,7 @@ def _window_flops(q: tuple, k: tuple, v: tuple, size: int) -> int:
 
 
 count(_window, _window_flops, kept=True)
-count(_window_backward, lambda dy, q, k, v, y, sums, size: 5 * _window_flops(q, k, v, size) // 2, kept=True)
+count(_window_backward, lambda dy, q, k, v, y, sums, size: 5 * _window_flops(q, k, v, size) // 2)
 
 
 # ---------------------------------------------------------------------------------------------------- inside documents

@@ -70,8 +70,8 @@ def register(conv: Callable, backward: Callable) -> None:
     """
     conv.register_fake(lambda x, *rest: x.new_empty(x.shape))
     backward.register_fake(_gradients_like)
-    count(conv, _flops, kept=False)
-    count(backward, lambda dy, *inputs: 2 * _flops(*inputs), kept=False)
+    count(conv, _flops)
+    count(backward, lambda dy, *inputs: 2 * _flops(*inputs))
 
     def pull_back(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, before, document = ctx.saved_tensors  # read once: a checkpoint's cannot be read again

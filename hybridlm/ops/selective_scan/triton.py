@@ -87,7 +87,7 @@ def _differentiate(ctx, dy: Tensor | None, dlast: Tensor | None, _) -> tuple[Ten
 
 _selective_scan.register_autograd(_differentiate, setup_context=_keep)
 count(_selective_scan, work, kept=True)
-count(_backward, lambda dy, dlast, saved, *inputs: 2 * work(*inputs), kept=True)
+count(_backward, lambda dy, dlast, saved, *inputs: 2 * work(*inputs))
 
 
 def prepared(x, dt, A, B, C, D, document) -> Scan:

@@ -132,4 +132,4 @@ def _pull_back(ctx, dy: Tensor | None, dh: Tensor | None, _: Tensor | None) -> t
 
 _scan.register_autograd(_pull_back, setup_context=_keep)
 count(_scan, work, kept=True)
-count(_scan_backward, lambda dy, dh, *inputs: 2 * work(*inputs), kept=True)
+count(_scan_backward, lambda dy, dh, *inputs: 2 * work(*inputs))

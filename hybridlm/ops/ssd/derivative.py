@@ -19,7 +19,7 @@ def register(ssd: Callable, gradients: Callable) -> None:
     """
     ssd.register_fake(_outputs)
     count(ssd, _flops, kept=True)
-    count(gradients, lambda dy, dlast, *inputs: 2 * _flops(*inputs), kept=True)  # each product has two gradients
+    count(gradients, lambda dy, dlast, *inputs: 2 * _flops(*inputs))  # each product has two gradients
 
     def pull_back(ctx, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *_, D, state, _ = saved = ctx.saved_tensors  # read once: a checkpoint's cannot be read again

@@ -189,17 +189,19 @@ tasks: Registry = Registry(
     needs=("draw", "guess"),
 )
 
+TASKS = "task"  # the data of every registered task
+
 datasets: Registry = Registry(
     "data",
     "hybridlm.data",
     {
         "text": "hybridlm.train.data:TextData",
         "signals": "hybridlm.train.signals:SignalData",
-        "task": "hybridlm.tasks.data:TaskData",  # every registered task
+        TASKS: "hybridlm.tasks.data:TaskData",
     },
 )
 
 
 def data_of(task: str) -> type:
     """The class of the data that `--task` names: text, signals, or a registered task's."""
-    return datasets.get("task" if task in tasks else task)
+    return datasets.get(TASKS if task in tasks else task)

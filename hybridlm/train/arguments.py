@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from hybridlm.compose import strict_yaml
 from hybridlm.errors import CheckpointError, SpecError, did_you_mean
-from hybridlm.registry import tasks
+from hybridlm.registry import TASKS, datasets, tasks
 from hybridlm.resources import find_config
 from hybridlm.train.checkpoint import checkpoint_folder
 from hybridlm.train.console import panel
@@ -21,7 +21,7 @@ _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "st
 
 def known_tasks() -> tuple[str, ...]:
     """What there is to train on."""
-    return ("text", "signals", *tasks.names())
+    return (*(name for name in datasets.names() if name != TASKS), *tasks.names())
 
 
 def task_of(argv: list[str]) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor
 from hybridlm.compose.model import HybridLM
 from hybridlm.errors import SpecError
 from hybridlm.tasks.difficulty import difficulty
-from hybridlm.tasks.metrics import TaskScore, asked, wilson
+from hybridlm.tasks.metrics import TaskScore, asked
+from hybridlm.tasks.proportion import wilson
 from hybridlm.tasks.task import HELD_OUT, Samples, Task
 from hybridlm.train.samples import Batch, inputs_of
 

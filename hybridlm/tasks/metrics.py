@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,11 +81,3 @@ def squared_error(values: Tensor, targets: Tensor) -> Tensor:
     """() mean over the targets that are not NaN."""
     real = ~targets.isnan()
     return F.mse_loss(values[real].float(), targets[real].float())
-
-
-def wilson(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """The interval of a share of `count` independent trials (Wilson 1927): inside [0, 1], and of use at 0 and 1 too."""
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (middle - half if share > 0 else 0.0), (middle + half if share < 1 else 1.0)  # exactly, not up to rounding

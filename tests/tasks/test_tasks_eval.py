@@ -17,7 +17,7 @@ from hybridlm import cli
 from hybridlm.tasks import heat_map
 from hybridlm.tasks.command import eval_command, trained_on
 from hybridlm.tasks.evaluate import Answers, cells, measure
-from hybridlm.tasks.metrics import wilson
+from hybridlm.tasks.proportion import wilson
 from hybridlm.tasks.task import HELD_OUT, Samples, make
 from hybridlm.train import cli as training
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
-
 from hybridlm.ablate.statistics.levels import level_of
 from hybridlm.errors import DataError
+from hybridlm.tasks import proportion
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -18,9 +16,4 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise DataError(f"k: {k}, n: {n}; k counts some of n, so 0 <= k <= n is needed")
     if n == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + level_of(level)) / 2)
-    share, square = k / n, z * z / n
-    middle = share + square / 2
-    half = z * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    low, high = (middle - half) / (1 + square), (middle + half) / (1 + square)
-    return (low if k else 0.0), (high if k < n else 1.0)  # exactly, not up to rounding
+    return proportion.wilson(k / n, n, level_of(level))

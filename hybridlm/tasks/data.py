@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch.utils.data import Dataset, IterableDataset
 
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import DataError
 from hybridlm.tasks.metrics import TaskScore
 from hybridlm.tasks.task import HELD_OUT, TRAINING, Sample, Samples, Task, make, stack
 from hybridlm.text import FileCodec
-from hybridlm.train.samples import Batch, StepData, permute, sample_numbers
+from hybridlm.train.samples import Batch, HeldOutSamples, SampleStream, StepData, require_counts
 
 
 class TaskData(StepData):
@@ -44,7 +42,7 @@ class TaskData(StepData):
         tokenizer: str = "bytes",
     ) -> None:
         super().__init__(batch_size, workers)
-        _check_counts(held_out=held_out, batch_size=batch_size, workers=workers)
+        require_counts(held_out=(held_out, 1), batch_size=(batch_size, 1), workers=(workers, 0))
         self.tokenizer_path = None if tokenizer == "bytes" else Path(tokenizer).expanduser()
         self.task = make(task, params, FileCodec(self.tokenizer_path) if self.tokenizer_path else None)
         self.held_out, self.seed = held_out, seed
@@ -64,37 +62,13 @@ class TaskData(StepData):
     def collate(self, drawn: list[Sample]) -> Batch:
         return stack(drawn, self.task.length)
 
-    def training_samples(self, start: int, rank: int, world: int) -> TaskStream:
+    def training_samples(self, start: int, rank: int, world: int) -> SampleStream:
         """Samples without end."""
-        return TaskStream(self.samples, self.batch_size, start, rank, world)
+        return SampleStream(partial(self.samples.batch, TRAINING), self.batch_size, start, rank, world)
 
-    def held_out_samples(self, shuffled: bool) -> HeldOut:
+    def held_out_samples(self, shuffled: bool) -> HeldOutSamples:
         """The first `held_out` samples of the family that training never sees."""
-        return HeldOut(self.samples, self.held_out, shuffled)
-
-
-class TaskStream(IterableDataset):
-    """Batches of training samples, those that `sample_numbers` says."""
-
-    def __init__(self, samples: Samples, batch_size: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.samples, self.batch_size, self.start, self.rank, self.world = samples, batch_size, start, rank, world
-
-    def __iter__(self) -> Iterator[Batch]:
-        for numbers in sample_numbers(self.start, self.batch_size, self.rank, self.world):
-            yield self.samples.batch(TRAINING, numbers)
-
-
-class HeldOut(Dataset):
-    """So many held-out samples; shuffled, they come in a fixed pseudo-random order."""
-
-    def __init__(self, samples: Samples, count: int, shuffled: bool) -> None:
-        self.samples, self.count, self.shuffled = samples, count, shuffled
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples.sample(HELD_OUT, permute(index, self.count, key=0) if self.shuffled else index)
+        return HeldOutSamples(partial(self.samples.sample, HELD_OUT), self.held_out, shuffled)
 
 
 def misfits(task: Task, spec: ModelSpec) -> list[str]:
@@ -132,10 +106,3 @@ def _number_misfits(task: Task, spec: ModelSpec) -> list[str]:
 
 def _ends(spec: ModelSpec) -> str:
     return f"embed: {spec.embed} and head: {spec.head}"
-
-
-def _check_counts(**counts: int) -> None:
-    least = {"workers": 0}
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
-            raise DataError(f"data.{name}: {value!r}; an integer of at least {least.get(name, 1)} is needed")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import DataError
 from hybridlm.ops.cross_entropy import IGNORED
-from hybridlm.train.samples import Batch, StepData, mix, permute, sample_numbers
+from hybridlm.train.samples import Batch, HeldOutSamples, StepData, mix, permute, require_counts, sample_numbers
 from hybridlm.train.tokens import Bins, TokenBin, default_cache, load_tokenizer, token_bins
 
 
@@ -113,15 +114,15 @@ class TextData(StepData):
         place = {"start": start, "rank": rank, "world": world, "batch_size": self.batch_size}
         return TrainingStream(self.bins.train, context=self.context, pack=self.pack, seed=self.seed, **place)
 
-    def held_out_samples(self, shuffled: bool) -> HeldOutWindows:
+    def held_out_samples(self, shuffled: bool) -> HeldOutSamples:
         """Every held-out token once; in the order of the text, if not shuffled."""
-        return HeldOutWindows(self.bins.held_out, context=self.context, pack=self.pack, shuffled=shuffled)
+        tokens = self.bins.held_out
+        window = partial(held_out_window, tokens, self.context, self.pack)
+        return HeldOutSamples(window, -(-(tokens.tokens - 1) // self.context), shuffled)
 
 
 def _check(*, context: int, batch_size: int, held_out: float, separator: str | None, workers: int) -> None:
-    for name, value, least in (("context", context, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise DataError(f"data.{name}: {value!r}; an integer of at least {least} is needed")
+    require_counts(context=(context, 1), batch_size=(batch_size, 1), workers=(workers, 0))
     if not 0 < held_out < 1:
         raise DataError(f"data.held_out: {held_out!r}; a fraction between 0 and 1 is needed, such as 0.05")
     if separator == "":
@@ -166,23 +167,11 @@ class TrainingStream(IterableDataset):
         return np.asarray(permuted) * self.context + np.asarray(shifts)
 
 
-class HeldOutWindows(Dataset):
-    """Windows end to end: each token but the first of its document is a target exactly once; the last one is padded.
-
-    Shuffled, they come in a fixed pseudo-random order.
-    """
-
-    def __init__(self, tokens: TokenBin, *, context: int, pack: bool, shuffled: bool) -> None:
-        self.bin, self.context, self.pack, self.shuffled = tokens, context, pack, shuffled
-
-    def __len__(self) -> int:
-        return -(-(self.bin.tokens - 1) // self.context)
-
-    def __getitem__(self, index: int) -> Batch:
-        place = permute(index, len(self), key=0) if self.shuffled else index
-        offsets = np.asarray([place * self.context])
-        batch = cut_windows(self.bin.read(), self.bin.starts(), offsets, self.context, self.pack)
-        return {name: tensor[0] for name, tensor in batch.items()}
+def held_out_window(tokens: TokenBin, context: int, pack: bool, place: int) -> Batch:
+    """Window `place` of those that lie end to end: each token but the first of its document is a target exactly once;
+    the last window is padded."""
+    batch = cut_windows(tokens.read(), tokens.starts(), np.asarray([place * context]), context, pack)
+    return {name: tensor[0] for name, tensor in batch.items()}
 
 
 def cut_windows(tokens: np.ndarray, starts: np.ndarray, offsets: np.ndarray, context: int, pack: bool) -> Batch:

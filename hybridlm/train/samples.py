@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from hybridlm.compose.spec import ModelSpec
+from hybridlm.errors import DataError
 from hybridlm.train.metrics import SCORES, Score
 
 Batch = dict[str, Tensor]
@@ -92,6 +94,44 @@ class StepData(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue with the sample after the last one drawn."""
         self._samples = state_dict["samples"]
+
+
+class SampleStream(IterableDataset):
+    """Batches without end, of the samples that `sample_numbers` says.
+
+    batch_of: (b,) sample numbers -> their batch.
+    """
+
+    def __init__(
+        self, batch_of: Callable[[np.ndarray], Batch], batch_size: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.batch_of, self.batch_size, self.start, self.rank, self.world = batch_of, batch_size, start, rank, world
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from map(self.batch_of, sample_numbers(self.start, self.batch_size, self.rank, self.world))
+
+
+class HeldOutSamples(Dataset):
+    """So many held-out samples; shuffled, they come in a fixed pseudo-random order.
+
+    sample_of: number -> the sample.
+    """
+
+    def __init__(self, sample_of: Callable[[int], Any], count: int, shuffled: bool) -> None:
+        self.sample_of, self.count, self.shuffled = sample_of, count, shuffled
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.sample_of(permute(index, self.count, key=0) if self.shuffled else index)
+
+
+def require_counts(**counts: tuple[int, int]) -> None:
+    """DataError for a setting of the data that is no integer, or below its least. name=(value, least)."""
+    for name, (value, least) in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise DataError(f"data.{name}: {value!r}; an integer of at least {least} is needed")
 
 
 def sample_numbers(start: int, batch_size: int, rank: int, world: int) -> Iterator[np.ndarray]:

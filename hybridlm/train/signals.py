@@ -11,17 +11,16 @@ sample at another rate is the same function of time, sampled anew, under noise o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
 
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import DataError
-from hybridlm.train.samples import Batch, StepData, inputs_of, mix, permute, sample_numbers
+from hybridlm.train.samples import Batch, HeldOutSamples, SampleStream, StepData, inputs_of, mix, require_counts
 
 TRAINING, HELD_OUT = 0, 1  # two families of samples that have none in common
 INNER = 0.7  # of a band, in octaves, is used: neighbours keep apart
@@ -50,6 +49,10 @@ class Oscillations:
         drawn = [self.sample(family, number) for number in numbers.tolist()]
         inputs = torch.from_numpy(np.stack([signal for signal, _ in drawn]))
         return {"inputs": inputs, "targets": torch.tensor([label for _, label in drawn])}
+
+    def held_out(self, number: int) -> Batch:
+        """Held-out sample `number`, which training never sees: inputs (t, channels) and its target ()."""
+        return {name: tensor[0] for name, tensor in self.batch(HELD_OUT, np.asarray([number])).items()}
 
     def sample(self, family: int, number: int) -> tuple[np.ndarray, int]:
         """(t, channels) float32, and its class. What is drawn first does not depend on the rate."""
@@ -102,7 +105,8 @@ class SignalData(StepData):
         workers: int = 0,
     ) -> None:
         super().__init__(batch_size, workers)
-        _check_counts(classes=classes, channels=channels, held_out=held_out, batch_size=batch_size, workers=workers)
+        require_counts(classes=(classes, 2), channels=(channels, 1), held_out=(held_out, 1))
+        require_counts(batch_size=(batch_size, 1), workers=(workers, 0))
         _check_waves(rate=rate, seconds=seconds, lowest=lowest, highest=highest, noise=noise)
         self.held_out = held_out
         waves = {"rate": rate, "seconds": seconds, "lowest": lowest, "highest": highest, "noise": noise}
@@ -124,39 +128,13 @@ class SignalData(StepData):
         if spec.output.pool == "none":
             raise DataError(f"{path} has head.pool: none, and a signal has one class; the data train {wanted}")
 
-    def training_samples(self, start: int, rank: int, world: int) -> SignalStream:
+    def training_samples(self, start: int, rank: int, world: int) -> SampleStream:
         """Signals without end."""
-        return SignalStream(self.drawn, self.batch_size, start, rank, world)
+        return SampleStream(partial(self.drawn.batch, TRAINING), self.batch_size, start, rank, world)
 
-    def held_out_samples(self, shuffled: bool) -> HeldOutSignals:
+    def held_out_samples(self, shuffled: bool) -> HeldOutSamples:
         """The first `held_out` signals of a family that training never sees."""
-        return HeldOutSignals(self.drawn, self.held_out, shuffled)
-
-
-class SignalStream(IterableDataset):
-    """Batches of signals, of the samples that `sample_numbers` says."""
-
-    def __init__(self, drawn: Oscillations, batch_size: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.drawn, self.batch_size, self.start, self.rank, self.world = drawn, batch_size, start, rank, world
-
-    def __iter__(self) -> Iterator[Batch]:
-        for numbers in sample_numbers(self.start, self.batch_size, self.rank, self.world):
-            yield self.drawn.batch(TRAINING, numbers)
-
-
-class HeldOutSignals(Dataset):
-    """So many held-out signals; shuffled, they come in a fixed pseudo-random order."""
-
-    def __init__(self, drawn: Oscillations, count: int, shuffled: bool) -> None:
-        self.drawn, self.count, self.shuffled = drawn, count, shuffled
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Batch:
-        number = permute(index, self.count, key=0) if self.shuffled else index
-        batch = self.drawn.batch(HELD_OUT, np.asarray([number]))
-        return {name: tensor[0] for name, tensor in batch.items()}
+        return HeldOutSamples(self.drawn.held_out, self.held_out, shuffled)
 
 
 @torch.no_grad()
@@ -167,13 +145,6 @@ def accuracy(model: HybridLM, data: StepData) -> float:
         found = model(inputs_of(batch)).logits.argmax(dim=-1)
         right, total = right + int((found == batch["targets"]).sum()), total + len(found)
     return right / total
-
-
-def _check_counts(**counts: int) -> None:
-    least = {"classes": 2, "workers": 0}
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
-            raise DataError(f"data.{name}: {value!r}; an integer of at least {least.get(name, 1)} is needed")
 
 
 def _check_waves(*, rate: float, seconds: float, lowest: float, highest: float, noise: float) -> None:

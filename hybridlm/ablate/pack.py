@@ -3,12 +3,13 @@
 Row k of `weights` (m, n) holds every parameter of member k, one after another, and so does row k of its gradient. The
 parameters of a member's model are views of its row. One AdamW with one learning rate a row steps them all at once.
 
-The gradients are found in one of two ways, with the same numbers up to rounding:
+The gradients are found in one of three ways, with the same numbers up to rounding:
 
-    stacked: one call of torch.func for all members, functional_call under vmap. On a GPU, where a small model waits for
-             launches and not for arithmetic.
-    apart:   member by member, each the plain model. On a CPU, whose backward passes by hand torch.func cannot use and
-             which has no launches to save: see docs/log.md for the measurements.
+    apart:    member by member, each the plain model. On a CPU, which has no launches to save.
+    captured: the same as one CUDA graph, the members side by side (captured.py). On a GPU, where a small model waits
+              for launches and not for arithmetic.
+    stacked:  one call of torch.func for all members, functional_call under vmap, without our kernels. On a GPU, where
+              a graph cannot be replayed. docs/log.md has the measurements.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,12 +100,21 @@ def _places(named: Mapping[str, Tensor]) -> dict[str, tuple[slice, torch.Size]]:
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
-def can_stack(members: Members, flops: float) -> bool:
-    """Whether one call of torch.func pays and is possible: a GPU, several members that are small, no experts whose load
-    must be balanced. flops: of a member's step. Larger ones are quicker one by one, with our kernels, which torch.func
-    cannot use."""
+Way = Literal["apart", "stacked", "captured"]
+
+
+def best_way(members: Members, flops: float, dropout: bool) -> Way:
+    """The quickest way to the gradients of members. flops: of a member's step.
+
+    Experts whose load is balanced go apart, and so does what has to draw masks anew, unless it is so small that it is
+    bound by its launches: torch.func cannot use our kernels.
+    """
     experts = any(isinstance(module, MoE) for module in members.models[0].modules())
-    return members.weights.is_cuda and len(members) > 1 and flops <= BOUND_BY_LAUNCHES and not experts
+    if not members.weights.is_cuda or experts:
+        return "apart"
+    if not dropout:
+        return "captured"
+    return "stacked" if len(members) > 1 and flops <= BOUND_BY_LAUNCHES else "apart"
 
 
 def apart(members: Members, precision: str) -> Callable[[Sequence[Batch], Sequence[bool]], Tensor]:
@@ -117,7 +127,7 @@ def apart(members: Members, precision: str) -> Callable[[Sequence[Batch], Sequen
             if not active[k]:
                 continue
             model.train()
-            with _precision(members, precision):
+            with precision_of(members, precision):
                 out = model(inputs_of(batches[k]), **marks(batches[k]), targets=batches[k]["targets"])
             out.loss.backward()
             losses[k] = out.loss.detach()
@@ -140,7 +150,7 @@ def stacked(members: Members, precision: str) -> Callable[[Sequence[Batch], Sequ
     mapped = vmap(loss, randomness="different")
 
     def step(batches: Sequence[Batch], active: Sequence[bool]) -> Tensor:
-        with _precision(members, precision), backend.use("reference"):
+        with precision_of(members, precision), backend.use("reference"):
             losses = mapped(leaves, buffers, _stack(batches))
             found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
         members.gradient.add_(torch.cat([gradient.flatten(1) for gradient in found], dim=1))
@@ -158,7 +168,8 @@ def _stack(dicts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([one[name] for one in dicts]) for name in dicts[0]}
 
 
-def _precision(members: Members, precision: str) -> Any:
+def precision_of(members: Members, precision: str) -> Any:
+    """The context of a forward pass: bf16 is autocast."""
     if precision == "bf16":
         return torch.autocast(members.weights.device.type, dtype=torch.bfloat16)
     return nullcontext()

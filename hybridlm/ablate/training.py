@@ -19,9 +19,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, IterableDataset
 
+from hybridlm.ablate.captured import Captured
 from hybridlm.ablate.knockout import knockouts
 from hybridlm.ablate.measure import HeldOut, better, measure
-from hybridlm.ablate.pack import Members, RowAdamW, apart, can_stack, stacked
+from hybridlm.ablate.pack import Members, RowAdamW, Way, apart, best_way, stacked
 from hybridlm.ablate.results import Metrics, Result
 from hybridlm.ablate.subject import length_of, text_path
 from hybridlm.ablate.trial import PROGRESS, Pack, Settings
@@ -37,7 +38,8 @@ from hybridlm.train.samples import Batch, StepData, mix
 if TYPE_CHECKING:
     from hybridlm.ablate.study import Data, Study, Trial
 
-EVAL_TOKENS = 16_384  # of a batch of an evaluation, unless one sample has more
+EVAL_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # of a batch of an evaluation, unless one sample has more
+WAYS = {"apart": apart, "stacked": stacked, "captured": Captured}  # to the gradients of a pack
 WSD_DECAY = 0.2  # share of a run in which the schedule wsd falls
 SHOWN_EVERY = 1.0  # seconds between two notes of where a pack stands
 
@@ -55,7 +57,7 @@ def data_of(data: Data, seed: int, batch_size: int) -> StepData:
 
 def held_out_of(data: Data, seed: int, device: torch.device) -> HeldOut:
     """The held-out samples that trials of a seed are tested on."""
-    module = data_of(data, seed, max(1, EVAL_TOKENS // length_of(data)))
+    module = data_of(data, seed, max(1, EVAL_TOKENS[device.type] // length_of(data)))
     return HeldOut(module, data.held_out, device, module.bytes_per_token if data.task is None else None)
 
 
@@ -81,7 +83,7 @@ class LitPack(pl.LightningModule):
     gradient was no number, or -1. curves, solved_at: of each member, as Result has them.
     """
 
-    def __init__(self, study: Study, trials: Sequence[Trial], device: torch.device, stack: bool | None) -> None:
+    def __init__(self, study: Study, trials: Sequence[Trial], device: torch.device, way: Way | None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.study, self.trials, self.train_settings = study, list(trials), study.train
@@ -89,9 +91,9 @@ class LitPack(pl.LightningModule):
         self.members = Members(trials[0].arm.spec, seeds, study.train.weight_decay, device)
         self.weights = self.members.weights
         flops = trials[0].arm.cost.flops_train * length_of(study.data) * study.train.batch_size
-        self.stacked = can_stack(self.members, flops) if stack is None else stack
-        self.gradients = (stacked if self.stacked else apart)(self.members, study.train.precision)
         self.dropout = trials[0].arm.spec.dropout > 0
+        self.way: Way = way or best_way(self.members, flops, self.dropout)
+        self.gradients = WAYS[self.way](self.members, study.train.precision)
         self.active = torch.ones(len(seeds), dtype=torch.bool, device=device)
         self.diverged = torch.full((len(seeds),), -1, dtype=torch.int64, device=device)
         self.curves: list[list[tuple[int, Metrics]]] = [[] for _ in seeds]
@@ -123,15 +125,18 @@ class LitPack(pl.LightningModule):
         self.active = self.active & ~lost
 
     def find_gradients(self, batches: Sequence[Batch]) -> None:
-        """The gradients of a step. What torch.func has no rule or no memory for goes member by member, and says so."""
+        """The gradients of a step. What torch.func has no rule or no memory for, or what cannot be captured, goes
+        member by member, and says so."""
         self.members.gradient.zero_()
-        if self.stacked:
-            try:
-                self.gradients(batches, self.running)
-                return
-            except RuntimeError as error:
-                print(f"members go one by one, as they cannot be stacked: {error}", file=sys.stderr)
-            self.stacked, self.gradients = False, apart(self.members, self.train_settings.precision)
+        try:
+            self.gradients(batches, self.running)
+            return
+        except RuntimeError as error:
+            if self.way == "apart":
+                raise
+            print(f"members go one by one, as they cannot be {self.way}: {error}", file=sys.stderr)
+        self.way, self.gradients = "apart", apart(self.members, self.train_settings.precision)
+        self.members.gradient.zero_()
         self.gradients(batches, self.running)
 
     def factor(self, step: int) -> float:
@@ -248,7 +253,7 @@ class Training:
         """Train to the end and measure. None: it was told to stop, and can go on from its checkpoint."""
         quieten()
         with _threads(self.settings.threads):
-            module = LitPack(self.study, self.trials, self.device, self.settings.stack)
+            module = LitPack(self.study, self.trials, self.device, self.settings.way)
             keeper = Keeper(self)
             trainer = self._trainer(keeper)
             self._fit(trainer, module)

@@ -74,13 +74,13 @@ class Settings:
     """How a pack runs, which changes none of its numbers.
 
     device: cpu, or cuda. save_every: seconds between checkpoints. threads: of a CPU; None: as torch has them.
-    stack:  all members in one call of torch.func; None: where it pays, see pack.py.
+    way:    to the gradients of its members, see pack.py; None: the quickest.
     """
 
     device: str = "cpu"
     save_every: float = 60.0
     threads: int | None = None
-    stack: bool | None = None
+    way: Literal["apart", "stacked", "captured"] | None = None
 
 
 def pending(folder: Path, trials: Sequence[Trial]) -> tuple[list[Trial], list[str]]:

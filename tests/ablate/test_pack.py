@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hybridlm.ablate.pack import Members, RowAdamW, apart, can_stack, stacked
+from hybridlm.ablate.pack import Members, RowAdamW, apart, best_way, stacked
 from hybridlm.compose.build import build
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.ops.cross_entropy import IGNORED
@@ -156,7 +156,7 @@ def test_dropout_differs_between_the_members_of_a_stack():
 
 
 class OnGpu:
-    """What `can_stack` asks of members, on a GPU."""
+    """What `best_way` asks of members, on a GPU."""
 
     weights = SimpleNamespace(is_cuda=True)
 
@@ -167,9 +167,12 @@ class OnGpu:
         return self.count
 
 
-def test_small_models_are_stacked_on_a_gpu():
-    assert not can_stack(Members(spec_of("attention"), SEEDS, 0.1, torch.device("cpu")), 1e6)
-    assert can_stack(OnGpu(3, spec_of("attention")), 1e6)
-    assert not can_stack(OnGpu(1, spec_of("attention")), 1e6)
-    assert not can_stack(OnGpu(3, spec_of("attention")), 1e12)  # so large that our kernels are quicker
-    assert not can_stack(OnGpu(3, spec_of("attention", {"type": "moe", "experts": 2, "top_k": 1})), 1e6)
+def test_each_pack_goes_its_quickest_way():
+    attention, experts = spec_of("attention"), spec_of("attention", {"type": "moe", "experts": 2, "top_k": 1})
+    assert best_way(Members(attention, SEEDS, 0.1, torch.device("cpu")), 1e6, dropout=False) == "apart"
+    assert best_way(OnGpu(3, attention), 1e6, dropout=False) == "captured"
+    assert best_way(OnGpu(1, attention), 1e12, dropout=False) == "captured"
+    assert best_way(OnGpu(3, experts), 1e6, dropout=False) == "apart"
+    assert best_way(OnGpu(3, attention), 1e6, dropout=True) == "stacked"  # masks are drawn anew
+    assert best_way(OnGpu(1, attention), 1e6, dropout=True) == "apart"
+    assert best_way(OnGpu(3, attention), 1e12, dropout=True) == "apart"  # so large that our kernels are quicker

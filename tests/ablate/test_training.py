@@ -65,10 +65,10 @@ def test_a_pack_ends_when_all_have_solved_it_and_goes_on_from_there(tmp_path, mo
         assert (found.steps, found.solved_at, len(found.curve)) == (4, 4, 1)
 
 
-@pytest.mark.parametrize("stack", [False, True])
-def test_numbers_that_one_member_loses_end_it_alone(tmp_path, monkeypatch, stack):
+@pytest.mark.parametrize("way", ["apart", "stacked"])
+def test_numbers_that_one_member_loses_end_it_alone(tmp_path, monkeypatch, way):
     study = small_study(steps=8, seeds=1, tests=[])
-    whole = run_first(study, tmp_path / "whole", stack=stack)
+    whole = run_first(study, tmp_path / "whole", way=way)
     find = training.LitPack.find_gradients
 
     def lose(self, batches):
@@ -77,7 +77,7 @@ def test_numbers_that_one_member_loses_end_it_alone(tmp_path, monkeypatch, stack
             self.members.gradient[1, 3] = math.nan
 
     monkeypatch.setattr(training.LitPack, "find_gradients", lose)
-    stays, lost = run_first(study, tmp_path / "lost", stack=stack)
+    stays, lost = run_first(study, tmp_path / "lost", way=way)
     assert replace(stays, seconds=0) == replace(whole[0], seconds=0)
     assert (lost.diverged_at, lost.steps) == (6, 6)
     assert lost.curve[0] == whole[1].curve[0]
@@ -87,8 +87,8 @@ def test_numbers_that_one_member_loses_end_it_alone(tmp_path, monkeypatch, stack
 
 def test_a_stack_finds_what_single_runs_find(tmp_path):
     study = small_study(steps=8, seeds=1)
-    stack = run_first(study, tmp_path / "stack", stack=True)
-    for one, other in zip(stack, run_first(study, tmp_path / "apart", stack=False), strict=True):
+    stack = run_first(study, tmp_path / "stack", way="stacked")
+    for one, other in zip(stack, run_first(study, tmp_path / "apart", way="apart"), strict=True):
         close(one, other)
 
 
@@ -102,8 +102,8 @@ def test_what_cannot_be_stacked_goes_one_by_one_and_says_so(tmp_path, monkeypatc
 
         return step
 
-    monkeypatch.setattr(training, "stacked", no_rule)
-    found = run_first(study, tmp_path / "stack", stack=True)
+    monkeypatch.setitem(training.WAYS, "stacked", no_rule)
+    found = run_first(study, tmp_path / "stack", way="stacked")
     assert [replace(one, seconds=0) for one in found] == [replace(one, seconds=0) for one in apart]
     assert "one by one, as they cannot be stacked: no batching rule" in capsys.readouterr().err
 
@@ -147,7 +147,7 @@ def test_text_has_its_own_measures(tmp_path, monkeypatch):
 @pytest.mark.parametrize("stack", [False, True])
 def test_bf16_is_near_float32(tmp_path, stack):
     exact = run_first(small_study(steps=4, seeds=1, tests=[]), tmp_path / "float32")
-    near = run_first(small_study(steps=4, seeds=1, tests=[], precision="bf16"), tmp_path / "bf16", stack=stack)
+    near = run_first(small_study(steps=4, seeds=1, tests=[], precision="bf16"), tmp_path / "bf16", way=way)
     assert near[0].final != exact[0].final
     close(near[0], exact[0], 0.02)
 

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from hybridlm.ablate.pack import Members, marks, precision_of
+from hybridlm.compose.compiled import compile
 from hybridlm.train.graphs import WARM_UP, aside, capture
 from hybridlm.train.samples import Batch, inputs_of
+
+WORTH_COMPILING = 150_000
+"""Layers x members x steps from which on compiling, which takes a minute, is won back: it cuts a step's kernels."""
 
 
 class Captured:
@@ -21,14 +25,20 @@ class Captured:
 
     The first steps of a kind run as they are, then one is captured. Another set of active members, or batches of
     another shape, begin anew. What is returned lies where the next step writes.
+
+    steps: of the whole training; long ones compile the members' blocks first, whose numbers are then alike up to
+    rounding.
     """
 
-    def __init__(self, members: Members, precision: str) -> None:
+    def __init__(self, members: Members, precision: str, steps: int = 0) -> None:
         self.members, self.precision, self.device = members, precision, members.weights.device
         self.parameters = [list(model.parameters()) for model in members.models]
         self.streams = [torch.cuda.Stream(self.device) for _ in members.models]
         self.losses = torch.empty(len(members), device=self.device)
         self.kind: object = None
+        if len(members) * len(members.models[0].blocks) * steps >= WORTH_COMPILING:
+            for model in members.models:
+                compile(model, dynamic=False, memory=1.0)
 
     def __call__(self, batches: Sequence[Batch], active: Sequence[bool]) -> Tensor:
         shared = [next(j for j, other in enumerate(batches) if other is batch) for batch in batches]

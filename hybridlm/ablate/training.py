@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     from hybridlm.ablate.study import Data, Study, Trial
 
 EVAL_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # of a batch of an evaluation, unless one sample has more
-WAYS = {"apart": apart, "stacked": stacked, "captured": Captured}  # to the gradients of a pack
+WAYS = {  # to the gradients of a pack
+    "apart": lambda members, train: apart(members, train.precision),
+    "stacked": lambda members, train: stacked(members, train.precision),
+    "captured": lambda members, train: Captured(members, train.precision, train.steps),
+}
 WSD_DECAY = 0.2  # share of a run in which the schedule wsd falls
 SHOWN_EVERY = 1.0  # seconds between two notes of where a pack stands
 
@@ -93,7 +97,7 @@ class LitPack(pl.LightningModule):
         flops = trials[0].arm.cost.flops_train * length_of(study.data) * study.train.batch_size
         self.dropout = trials[0].arm.spec.dropout > 0
         self.way: Way = way or best_way(self.members, flops, self.dropout)
-        self.gradients = WAYS[self.way](self.members, study.train.precision)
+        self.gradients = WAYS[self.way](self.members, study.train)
         self.active = torch.ones(len(seeds), dtype=torch.bool, device=device)
         self.diverged = torch.full((len(seeds),), -1, dtype=torch.int64, device=device)
         self.curves: list[list[tuple[int, Metrics]]] = [[] for _ in seeds]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridlm.ablate.captured import Captured
+from hybridlm.ablate.captured import WORTH_COMPILING, Captured
 from hybridlm.ablate.pack import Members, RowAdamW, apart
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.registry import mixers
@@ -54,6 +54,15 @@ def test_captured_members_find_what_they_find_apart(mixer):
 @pytest.mark.parametrize("mixer", ["mamba2", "attention"])
 def test_in_bf16_too(mixer):
     close(trained(mixer, Captured, "bf16")[1], trained(mixer, apart, "bf16")[1], 5e-3)
+
+
+@pytest.mark.parametrize("mixer", ["mamba2", "attention"])
+def test_what_is_compiled_first_finds_the_same(mixer):
+    def compiled(members, precision):
+        return Captured(members, precision, WORTH_COMPILING)
+
+    for found, wanted in zip(trained(mixer, compiled), trained(mixer, apart), strict=True):
+        close(found, wanted, 1e-4)
 
 
 def test_batches_of_another_length_and_members_that_have_ended_begin_anew():

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hybridlm.errors import CheckpointError, DataError
@@ -77,22 +78,41 @@ def sha256(path: str | Path) -> str:
 def write_together(folder: str | Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
     """Write several files of a folder, and their manifest, so that all of them change or none does.
 
-    writers: {name: a function that writes the file at the path it is given}. Everything is written beside and flushed
-    before the first old file is touched; whatever then goes wrong, the old files are put back and the error raised.
+    writers: {name: a function that writes the file at the path it is given}. See `changing`.
+    """
+    with changing(folder) as staged:
+        for name, write in writers.items():
+            write(staged / name)
+            _flush(staged / name)
+        write_manifest(staged, list(writers))
+
+
+@contextmanager
+def changing(folder: str | Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
+    """A folder beside, to write files into, that move into `folder` together when the block ends.
+
+    Everything is flushed before the first old file is touched; whatever goes wrong, in the block or in the moving, the
+    old files are put back, and a folder that was not there is gone again. replaces: patterns of file names that stand
+    for older forms of the new ones: those that are not written anew are removed in the same step.
     """
     folder = Path(folder)
+    was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{STAGING}*"):
         shutil.rmtree(stale)
     staged = Path(tempfile.mkdtemp(dir=folder, prefix=STAGING))
     try:
-        for name, write in writers.items():
-            write(staged / name)
+        yield staged
+        names = sorted((path.name for path in staged.iterdir()), key=lambda name: (name == MANIFEST, name))
+        for name in names:
             _flush(staged / name)
-        write_manifest(staged, list(writers))
-        _swap(staged, folder, [*writers, MANIFEST])
+        outdated = {path.name for pattern in replaces for path in folder.glob(pattern)} - set(names)
+        _swap(staged, folder, names, sorted(outdated))
+        was_there = True
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+        if not was_there:
+            folder.rmdir()
 
 
 def _flush(path: Path) -> None:
@@ -100,20 +120,23 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _swap(staged: Path, folder: Path, names: list[str]) -> None:
-    """Move the staged files into the folder; put the old ones back if that fails half-way."""
+def _swap(staged: Path, folder: Path, names: list[str], outdated: list[str]) -> None:
+    """Move the staged files into the folder, the outdated ones out of it; put the old ones back if that fails."""
     before = staged / "before"
     before.mkdir()
-    old = [name for name in names if (folder / name).exists()]
+    old = [name for name in [*names, *outdated] if (folder / name).exists()]
     for name in old:
         _link(folder / name, before / name)
     try:
         for name in names:
             os.replace(staged / name, folder / name)
+        for name in outdated:
+            (folder / name).unlink()
     except BaseException:
         for name in names:
             (folder / name).unlink(missing_ok=True)
         for name in old:
+            (folder / name).unlink(missing_ok=True)
             _link(before / name, folder / name)
         raise
 

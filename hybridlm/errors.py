@@ -26,6 +26,10 @@ class CheckpointError(ValueError):
     """Saved weights or state that are damaged or were made from another spec."""
 
 
+class ExportError(ValueError):
+    """A model that a format cannot hold, or a checkpoint that hybridlm cannot; the message lists every misfit."""
+
+
 class UnsupportedError(NotImplementedError):
     """Something this part cannot do at all. It refuses rather than ignoring the request."""
 

@@ -1,0 +1,104 @@
+"""Llama: attention over everything with rotary positions, then SwiGLU, in every layer. Served by everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hybridlm.compose.plan import Stack
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.export.families.parts import GATED, QKVO, norm, rope, rope_theta
+from hybridlm.export.family import Family, ends
+from hybridlm.export.fields import Fields
+from hybridlm.export.halves import Half, allowed, mixed, mixer_halves, mlp_halves, needed, outer, pairs, plain, unpaired
+from hybridlm.export.weights import Weight, renamed
+
+
+class Llama(Family):
+    """Touvron et al. 2023 (arXiv:2302.13971), with the grouped keys of Llama 2."""
+
+    name, model_type, architecture = "llama", "llama", "LlamaForCausalLM"
+    served_by = ("vLLM", "SGLang", "llama.cpp", "transformers")
+
+    def misfits(self, stack: Stack) -> list[str]:
+        if said := outer(stack) + plain(stack):
+            return said
+        mixers, mlps = mixer_halves(stack), mlp_halves(stack)
+        wrong = allowed(mixers, ["attention"], "mixer") + allowed(mlps, ["swiglu"], "MLP")
+        if wrong := wrong + unpaired(stack):
+            return wrong
+        return [
+            *needed(mixers, lambda c: c.rope, "rope: false; every layer has rotary positions there"),
+            *needed(mixers, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+            *needed(mixers, lambda c: stack.spec.d_model % c.heads == 0, "heads: it has to divide d_model there"),
+            *mixed(mixers),
+            *mixed(mlps),
+        ]
+
+    def config(self, stack: Stack, max_length: int) -> dict[str, Any]:
+        layers = pairs(stack)
+        (heads, mlp), spec = ((half.config for half in layers[0]), stack.spec)
+        return {
+            "num_hidden_layers": len(layers),
+            "intermediate_size": mlp.width,
+            "num_attention_heads": heads.heads,
+            "num_key_value_heads": heads.kv_heads,
+            "head_dim": heads.head_dim,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "max_position_embeddings": max_length,
+            "rms_norm_eps": spec.norm_eps,
+            **rope(heads.rope_theta),
+        }
+
+    def weights(self, stack: Stack) -> list[Weight]:
+        found = ends(stack, embed="model.embed_tokens.weight", norm="model.norm.weight")
+        for i, (mixer, mlp) in enumerate(pairs(stack)):
+            found += layer_weights(f"model.layers.{i}.", mixer, mlp)
+        return found
+
+    def spec(self, fields: Fields) -> ModelSpec:
+        fields.must("hidden_act", "silu", "swish")
+        fields.must("attention_bias", False)
+        fields.must("mlp_bias", False)
+        heads = fields.take("num_attention_heads", kind=int)
+        attention = {
+            "type": "attention",
+            "heads": heads,
+            "kv_heads": fields.take("num_key_value_heads", heads, int),
+            "head_dim": fields.take("head_dim", None, int),
+            "rope": True,
+            "rope_theta": rope_theta(fields),
+        }
+        return decoder(fields, f"A{fields.take('num_hidden_layers', kind=int)}", {"A": {"mixer": attention}})
+
+
+def layer_weights(theirs: str, mixer: Half, mlp: Half) -> list[Weight]:
+    """A layer of attention and SwiGLU, as Llama and its relatives name it."""
+    return [
+        norm(f"{theirs}input_layernorm", mixer),
+        *renamed(f"{theirs}self_attn.", mixer.prefix, QKVO),
+        norm(f"{theirs}post_attention_layernorm", mlp),
+        *renamed(f"{theirs}mlp.", mlp.prefix, GATED),
+    ]
+
+
+def decoder(fields: Fields, pattern: str, blocks: dict[str, Any], eps: float = 1e-6, tied: bool = False) -> ModelSpec:
+    """The spec of a stack whose layers end with SwiGLU. eps, tied: what the family means where the config is silent.
+
+    ExportError: everything in the config that does not fit.
+    """
+    given = {
+        "d_model": fields.take("hidden_size", kind=int),
+        "vocab_size": fields.take("vocab_size", kind=int),
+        "pattern": pattern,
+        "blocks": blocks,
+        "mlp": {"type": "swiglu", "width": fields.take("intermediate_size", kind=int)},
+        "norm_eps": fields.take("rms_norm_eps", eps, float),
+        "tie_embeddings": fields.take("tie_word_embeddings", tied, bool),
+    }
+    fields.done()
+    return ModelSpec.from_dict(given)
+
+
+FAMILY = Llama()

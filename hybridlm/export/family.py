@@ -1,0 +1,95 @@
+"""What a family of models is: which specs fit into it, how its config says them, and which weights are which."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from functools import cache
+from typing import Any, ClassVar
+
+from hybridlm.compose.plan import Stack
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.errors import ExportError, did_you_mean
+from hybridlm.export.fields import Fields
+from hybridlm.export.weights import Weight
+
+FAMILIES = (  # by how widely they are served: `auto` takes the first that fits
+    "llama",
+    "mistral",
+    "granite_swa",
+    "mamba",
+    "mamba2",
+    "granite_hybrid",
+    "nemotron_h",
+    "falcon_h1",
+    "jamba",
+)
+SOURCES = ("bamba", "zamba2", "mamba_ssm")  # read, and never written
+
+
+class Family(ABC):
+    """A family, as a target of export and a source of import. It has no state: there is one of each.
+
+    name:         what --to takes.
+    model_type:   what config.json calls it. architecture: the class in transformers.
+    served_by:    what runs its checkpoints.
+    """
+
+    name: ClassVar[str]
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]
+    served_by: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def misfits(self, stack: Stack) -> list[str]:
+        """What of a model cannot be said in this family: place, value, what is known there. Empty: it is exact."""
+
+    @abstractmethod
+    def config(self, stack: Stack, max_length: int) -> dict[str, Any]:
+        """config.json of a stack that fits, with what other readers than transformers need, but for `common`.
+
+        max_length: tokens that it may be asked to read.
+        """
+
+    @abstractmethod
+    def weights(self, stack: Stack) -> list[Weight]:
+        """Every tensor of theirs."""
+
+    @abstractmethod
+    def spec(self, fields: Fields) -> ModelSpec:
+        """The spec of a config of this family. What does not fit is noted in `fields`."""
+
+
+def common(family: Family, stack: Stack, dtype: str) -> dict[str, Any]:
+    """The fields that every config.json has. dtype: of the weights, as transformers names it."""
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "vocab_size": stack.spec.vocab_size,
+        "hidden_size": stack.spec.d_model,
+        "tie_word_embeddings": stack.spec.tie_embeddings,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its name of before
+        "use_cache": True,
+    }
+
+
+def ends(stack: Stack, *, embed: str, norm: str, head: str = "lm_head.weight") -> list[Weight]:
+    """Embedding, final norm and output; tied, the output goes unsaid."""
+    outer = [Weight(embed, ("embed.weight",)), Weight(norm, ("final_norm.weight",))]
+    return outer if stack.spec.tie_embeddings else [*outer, Weight(head, ("lm_head.weight",))]
+
+
+@cache
+def family(name: str) -> Family:
+    """The family of that name. ExportError: there is none."""
+    if name not in (*FAMILIES, *SOURCES):
+        raise ExportError(
+            f"to: {name!r}; it must be one of {', '.join(FAMILIES)}.{did_you_mean(name, (*FAMILIES, *SOURCES))}"
+        )
+    return importlib.import_module(f"hybridlm.export.families.{name}").FAMILY
+
+
+def fitting(stack: Stack) -> dict[str, list[str]]:
+    """{family: its misfits}, of all that can be written, in the order of FAMILIES."""
+    return {name: family(name).misfits(stack) for name in FAMILIES}

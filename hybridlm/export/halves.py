@@ -1,0 +1,137 @@
+"""A stack as others count it: halves of layers, each a norm and what reads it, and the layers that two of them make.
+
+`A` with its MLP is two halves, `A` with `mlp: none` one, `-` the other one: "A-" and "A" are the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hybridlm.compose.options import Options
+from hybridlm.compose.part import Part
+from hybridlm.compose.plan import Stack
+
+WITHOUT_EFFECT = {"chunk", "dt_min", "dt_max"}
+"""Fields that say how fast a layer is, or how it starts, and not what it computes."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """x + part(norm(x)).
+
+    place: its text in the pattern. index: of its block. prefix, norm: where its weights are, "blocks.3.mixer." and
+    "blocks.3.norm.".
+    """
+
+    place: str
+    index: int
+    part: Part
+    prefix: str
+    norm: str
+
+    @property
+    def type(self) -> str:
+        """The registry name of its mixer or MLP."""
+        return self.part.type
+
+    @property
+    def config(self) -> Any:
+        """The resolved config of its mixer or MLP."""
+        return self.part.config
+
+
+def mixer_halves(stack: Stack) -> list[Half]:
+    """The first halves, of layers that have one mixer."""
+    return [half for half in halves(stack) if half.prefix.endswith("mixer.")]
+
+
+def mlp_halves(stack: Stack) -> list[Half]:
+    """The second halves."""
+    return [half for half in halves(stack) if half.prefix.endswith("mlp.")]
+
+
+def halves(stack: Stack) -> list[Half]:
+    """All halves from the bottom up, of a stack whose layers have one mixer at most."""
+    found = []
+    for i, layer in enumerate(stack.layers):
+        found += [Half(layer.name, i, part, f"blocks.{i}.mixer.", f"blocks.{i}.norm.") for part in layer.mixers]
+        found += [Half(layer.name, i, part, f"blocks.{i}.mlp.", f"blocks.{i}.mlp_norm.") for part in layer.mlps]
+    return found
+
+
+def pairs(stack: Stack) -> list[tuple[Half, Half]]:
+    """Layers of a mixer and an MLP, of a stack of which `unpaired` says nothing."""
+    found = halves(stack)
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- what does not fit, said
+def unpaired(stack: Stack) -> list[str]:
+    """Where a mixer is not followed by an MLP, or an MLP not preceded by a mixer."""
+    found, said, before = halves(stack), [], None
+    for half in found:
+        mixes = half.prefix.endswith("mixer.")
+        if mixes and before is not None:
+            said.append(f"{before.place}: no MLP follows the mixer, and every layer has one there")
+        if not mixes and before is None:
+            said.append(f"{half.place}: an MLP without a mixer before it, and every layer has one there")
+        before = half if mixes else None
+    if before is not None:
+        said.append(f"{before.place}: no MLP follows the mixer, and every layer has one there")
+    return once(said)
+
+
+def mixed(halves: Iterable[Half]) -> list[str]:
+    """Fields of which halves of one type have several values, where all layers share one setting."""
+    by_type: dict[str, list[Half]] = {}
+    for half in halves:
+        by_type.setdefault(half.type, []).append(half)
+    said = []
+    for kind, of_kind in by_type.items():
+        settings = [half.part.to_dict() for half in of_kind]
+        for name in settings[0].keys() - WITHOUT_EFFECT:
+            values = once(str(setting[name]) for setting in settings)
+            if len(values) > 1:
+                said.append(f"{kind}.{name}: {', '.join(values)}; every layer has the same one there")
+    return sorted(said)
+
+
+def plain(stack: Stack, *, mixers: int = 1) -> list[str]:
+    """What no family of others has: shared weights, sandwiched norms, other inputs and outputs, many mixers a layer."""
+    said = []
+    for layer in stack.layers:
+        if layer.label is not None:
+            said.append(f"{layer.name}: weights that are shared between depths")
+        if layer.options != Options():
+            said.append(f"{layer.name}: {', '.join(layer.options.said(Options()))}, which no layer has there")
+        if len(layer.mixers) > mixers:
+            said.append(f"{layer.name}: {len(layer.mixers)} mixers side by side; at most {mixers} there")
+    return once(said)
+
+
+def outer(stack: Stack) -> list[str]:
+    """What is not token ids in, RMSNorm, and logits of the next token out."""
+    spec = stack.spec
+    said = [] if spec.is_language_model else [f"embed: {spec.embed}, head: {spec.head}; a language model is needed"]
+    if spec.norm != "rmsnorm":
+        said.append(f"norm: {spec.norm}; only rmsnorm is known there")
+    return said
+
+
+def allowed(halves: Iterable[Half], types: Iterable[str], what: str) -> list[str]:
+    """Halves of another type than these. what: "mixer" or "MLP"."""
+    known = list(types)
+    wrong = [half for half in halves if half.type not in known]
+    return once(f"{half.place}: {what} {half.type}; known there: {', '.join(known) or 'none'}" for half in wrong)
+
+
+def needed(halves: Iterable[Half], test: Callable[[Any], bool], said: str) -> list[str]:
+    """`said`, after their places, of halves whose config fails the test."""
+    return once(f"{half.place}: {half.type}.{said}" for half in halves if not test(half.config))
+
+
+def once(said: Iterable[str]) -> list[str]:
+    """Without repetitions, in order."""
+    return list(dict.fromkeys(said))

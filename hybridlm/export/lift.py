@@ -1,0 +1,116 @@
+"""Import: a checkpoint of a known family as a spec and weights of ours, streamed tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridlm.compose.build import CONFIG, FORMAT, build
+from hybridlm.compose.plan import plan
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.errors import CheckpointError, ExportError, did_you_mean
+from hybridlm.export.family import FAMILIES, SOURCES, Family, family
+from hybridlm.export.fields import Fields
+from hybridlm.export.weights import Shape, Weight
+from hybridlm.files import as_path, changing, write_manifest
+from hybridlm.shards import FORMS, Entry, ShardReader, write_shards
+from hybridlm.text import TOKENIZER
+
+DERIVED = ("rotary_emb.inv_freq",)  # ends of names that some checkpoints hold, and that follow from the config
+
+
+def lift(folder: str | Path, out: str | Path) -> ModelSpec:
+    """Read a checkpoint of one of FAMILIES or SOURCES, and write it as `hl.save` does: `hl.load(out)` opens it.
+
+    One tensor at a time is in memory. A tokenizer.json goes along.
+
+    ExportError: a family or a field of the config that is not known, or that would change the mathematics.
+    CheckpointError: weights that do not fit the config. `out` is then as it was.
+    """
+    folder, out = as_path(folder, ExportError), as_path(out, ExportError)
+    source, config = read_config(folder)
+    spec = source.spec(Fields(config, str(folder / CONFIG)))
+    with ShardReader(folder) as reader, changing(out, replaces=FORMS) as staged:
+        files = _write_weights(reader, source, spec, staged)
+        about = {"model_type": "hybridlm", "format": FORMAT, "spec": plan(spec).spec.to_dict()}
+        (staged / CONFIG).write_text(json.dumps(about, indent=2))
+        if (folder / TOKENIZER).is_file():
+            shutil.copy2(folder / TOKENIZER, staged / TOKENIZER)
+        write_manifest(staged, [*files, CONFIG])
+    return spec
+
+
+def read_config(folder: Path) -> tuple[Family, Mapping[str, Any]]:
+    """config.json of a folder, and the family that it names. ExportError: there is none, or it is not known."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ExportError(f"{folder}: {'no such folder' if not folder.exists() else f'no {CONFIG} in it'}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"{path}: a {type(config).__name__}; a config.json holds a mapping")
+    if config.get("model_type") == "hybridlm":
+        raise ExportError(f"{folder}: a model of hybridlm's own; hl.load opens it, nothing need be imported")
+    if "model_type" not in config and "ssm_cfg" in config:
+        return family("mamba_ssm"), config
+    known = {family(name).model_type: name for name in (*FAMILIES, *SOURCES)}
+    kind = config.get("model_type")
+    if kind not in known:
+        raise ExportError(
+            f"{path}: model_type: {kind!r}; these can be read: {', '.join(sorted(known))}, and what mamba_ssm saves."
+            f"{did_you_mean(str(kind), known)}"
+        )
+    return family(known[kind]), config
+
+
+def _write_weights(reader: ShardReader, source: Family, spec: ModelSpec, folder: Path) -> list[str]:
+    """All weights, one at a time. Returns the names of the files."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in build(spec, device="meta").state_dict().items()}
+    weights = source.weights(plan(spec))
+    theirs = {entry.name: entry for entry in reader.entries}
+    _require_names(weights, list(theirs), reader)
+    dtypes = {name: theirs[weight.theirs].dtype for weight in weights for name in weight.ours}
+    entries = [Entry(name, dtypes[name], shapes[name]) for name in shapes]
+    return write_shards(folder, entries, _ours(reader, weights, shapes))
+
+
+def _require_names(weights: Sequence[Weight], found: Sequence[str], reader: ShardReader) -> None:
+    """CheckpointError unless the checkpoint has what the config asks for, and nothing else but a tied output."""
+    wanted = {weight.theirs for weight in weights}
+    faults = [f"{name}: missing" for name in wanted - set(found)]
+    surplus = [name for name in set(found) - wanted if not name.endswith(DERIVED)]
+    surplus = [name for name in surplus if not _tied_copy(name, weights, reader)]
+    left = wanted - set(found)
+    faults += [f"{name}: not in a model of this config.{did_you_mean(name, left)}" for name in surplus]
+    if faults:
+        raise CheckpointError("the weights do not fit the config:\n  " + "\n  ".join(sorted(faults)))
+
+
+def _tied_copy(name: str, weights: Sequence[Weight], reader: ShardReader) -> bool:
+    """Whether a surplus tensor is the output of a tied model, written out once more."""
+    embedding = next((weight.theirs for weight in weights if weight.ours == ("embed.weight",)), None)
+    tied = not any("lm_head.weight" in weight.ours for weight in weights)
+    return tied and name == "lm_head.weight" and torch.equal(reader.read(name), reader.read(embedding))
+
+
+def _ours(reader: ShardReader, weights: Sequence[Weight], shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Tensor]]:
+    """(our name, tensor), each once. What several of theirs say alike is compared."""
+    origin: dict[str, Weight] = {}
+    for weight in weights:
+        tensor = reader.read(weight.theirs)
+        if not weight.ours and not bool((tensor == weight.value).all()):
+            raise CheckpointError(f"{weight.theirs}: only {weight.value:g} in every entry can be read")
+        for name, part in weight.cut(tensor, shapes).items():
+            if name not in origin:
+                origin[name] = weight
+                yield name, part
+            elif not torch.equal(part, origin[name].cut(reader.read(origin[name].theirs), shapes)[name]):
+                raise CheckpointError(f"{weight.theirs}: not the same as {origin[name].theirs}, which shares it")

@@ -1,0 +1,105 @@
+"""Export: a model as a folder that others open, proved to be the model before it is put in place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hybridlm.compose.model import HybridLM
+from hybridlm.compose.plan import Stack, plan
+from hybridlm.errors import ExportError
+from hybridlm.export.family import Family, common, family, fitting
+from hybridlm.export.proof import Proof, prove
+from hybridlm.files import as_path, changing
+from hybridlm.shards import FORMS, Entry, write_shards
+
+CONFIG = "config.json"
+MAX_LENGTH = 4096
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What was written: the family, and the proof that it is the model."""
+
+    target: str
+    proof: Proof
+
+
+def lower(
+    model: HybridLM,
+    out: str | Path,
+    to: str = "auto",
+    *,
+    max_length: int = MAX_LENGTH,
+    beside: Callable[[Path, Lowered], None] | None = None,
+) -> Lowered:
+    """Write a model into the folder `out` as one of FAMILIES, or as the first of them that fits.
+
+    max_length: tokens that readers may be asked to read, for their config. beside: writes further files into the folder
+    that it is given, such as a tokenizer and a README, before all of it is put in place.
+
+    ExportError: every misfit, and the nearest family that fits; or the proof failed. `out` is then as it was.
+    """
+    out = as_path(out, ExportError)
+    stack = plan(model.spec)
+    target = choose(stack, to)
+    with changing(out, replaces=FORMS) as staged:
+        write_family(model, stack, target, staged, max_length)
+        proof = prove(model, staged)
+        proof.require(target.name)
+        lowered = Lowered(target.name, proof)
+        if beside is not None:
+            beside(staged, lowered)
+    return lowered
+
+
+def choose(stack: Stack, to: str) -> Family:
+    """The family that `to` names, or for auto the first that fits. ExportError: it does not fit, or none does."""
+    if to != "auto":
+        target = family(to)
+        if said := target.misfits(stack):
+            raise ExportError(f"{to}: this model cannot be said in it:\n  " + "\n  ".join(said) + _instead(stack))
+        return target
+    found = fitting(stack)
+    fits = [name for name, said in found.items() if not said]
+    if not fits:
+        raise ExportError("auto: no family is exact for this model:\n" + table(found) + _instead(stack))
+    return family(fits[0])
+
+
+def table(found: dict[str, list[str]]) -> str:
+    """Why each family does not fit, a line each."""
+    return "\n".join(f"  {name:15}{'; '.join(said)}" for name, said in found.items() if said)
+
+
+def _instead(stack: Stack) -> str:
+    """What to do instead."""
+    found = fitting(stack)
+    fits = [name for name, said in found.items() if not said]
+    if fits:
+        return f"\nIt fits: {', '.join(fits)}."
+    nearest = min(found, key=lambda name: len(found[name]))
+    return (
+        f"\nNearest is {nearest}: {'; '.join(found[nearest])}.\n"
+        "--to remote-code writes any language model, with a modeling file for transformers; --to safetensors our form."
+    )
+
+
+def write_family(model: HybridLM, stack: Stack, target: Family, folder: Path, max_length: int) -> None:
+    """config.json and weights, in the dtypes that the model has."""
+    held = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    dtype = model.embed.weight.dtype
+    shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
+    weights = target.weights(stack)
+    entries = [Entry(w.theirs, held[w.ours[0]].dtype if w.ours else dtype, w.joined_shape(shapes)) for w in weights]
+    write_shards(folder, entries, ((w.theirs, w.join(held.__getitem__, dtype)) for w in weights))
+    config = {**common(target, stack, _name(dtype)), **target.config(stack, max_length)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,149 @@
+"""Proof that an export is the model: both read the same tokens, in float32, and their logits are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridlm.compose.model import HybridLM
+from hybridlm.compose.plan import plan
+from hybridlm.errors import ExportError, UnsupportedError
+
+LIMIT = 2e-5
+"""The most that any logit may be off, in units of the RMS of all."""
+ROWS, PROMPT, STEPS, PADS = 2, 24, 4, 5
+LONGEST = 2048  # tokens that are read to get past a window
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared: {prefill, step, padded: worst error of a logit over the RMS of all}, over so many tokens."""
+
+    errors: Mapping[str, float]
+    tokens: int
+    limit: float = LIMIT
+
+    @property
+    def holds(self) -> bool:
+        """Whether every error is within the limit; one that is no number is not."""
+        return all(error <= self.limit for error in self.errors.values())
+
+    def require(self, target: str) -> None:
+        """ExportError unless it holds."""
+        if not self.holds:
+            worst = ", ".join(f"{name} {error:.1e}" for name, error in self.errors.items())
+            raise ExportError(
+                f"{target}: what was written is not the model: {worst} of the logits' RMS, and {self.limit:.0e} is "
+                "allowed. It is a bug of hybridlm's, or of the transformers that read it back; nothing was left behind"
+            )
+
+
+def prove(model: HybridLM, folder: Path, *, trust_remote_code: bool = False) -> Proof:
+    """Load `folder` with transformers and compare it with the model, whose dtype and mode stay as they are.
+
+    UnsupportedError: transformers is not installed.
+    """
+    theirs = opened(folder, trust_remote_code=trust_remote_code)
+    ours = _float32(model)
+    tokens = min(LONGEST, max([PROMPT, *(window + 8 for window in _windows(model))]))
+    drawn = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.spec.vocab_size, (ROWS, tokens + STEPS), generator=drawn)
+    with torch.no_grad():
+        wanted = ours(ids).logits
+        pairs = {
+            "prefill": (_logits(theirs, input_ids=ids), wanted),
+            "step": (_stepped(theirs, ids, tokens), wanted),
+            "padded": _padded(ours, theirs, ids),
+        }
+    return Proof({name: worst(found, right) for name, (found, right) in pairs.items()}, tokens + STEPS)
+
+
+def opened(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model that transformers makes of a folder, in float32, with plain attention, in evaluation mode."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise UnsupportedError(
+            "an export is proved by loading it with transformers, which is not installed: pip install 'hybridlm[hf]'"
+        ) from error
+    how = {"dtype": torch.float32, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
+    with _quiet(transformers):
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
+    faults = {name: found for name, found in report.items() if found}
+    if faults:
+        raise ExportError(f"{folder}: transformers did not find the weights it expects: {faults}")
+    return model.eval()
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the advice that transformers prints on loading."""
+    log = transformers.logging
+    before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
+        if bars:
+            log.enable_progress_bar()
+
+
+def worst(found: Tensor, wanted: Tensor) -> float:
+    """The largest error over the RMS of what is wanted; NaN counts as infinite."""
+    error = ((found - wanted).abs().max() / wanted.square().mean().sqrt()).item()
+    return error if error == error else float("inf")
+
+
+def _float32(model: HybridLM) -> HybridLM:
+    """A copy on the CPU in float32, in evaluation mode."""
+    from hybridlm.compose.build import build
+
+    copy = build(model.spec, device="meta")
+    weights = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
+    copy.load_state_dict(weights, assign=True)
+    return copy.eval()
+
+
+def _windows(model: HybridLM) -> list[int]:
+    mixers = [part for layer in plan(model.spec).layers for part in layer.mixers]
+    return [part.config.window for part in mixers if part.type == "sliding_window"]
+
+
+def _logits(theirs: Any, **inputs: Any) -> Tensor:
+    return theirs(**inputs, use_cache=False).logits.float()
+
+
+def _stepped(theirs: Any, ids: Tensor, prompt: int) -> Tensor:
+    """Logits of a prefill and then of single tokens with the cache."""
+    out = theirs(input_ids=ids[:, :prompt], use_cache=True)
+    logits, cache = [out.logits.float()], _cache(out)
+    for t in range(prompt, ids.shape[1]):
+        mask = torch.ones(ids.shape[0], t + 1, dtype=torch.long)
+        more = {"attention_mask": mask, **cache}
+        out = theirs(input_ids=ids[:, t : t + 1], use_cache=True, **more)
+        logits.append(out.logits.float())
+        cache = _cache(out)
+    return torch.cat(logits, dim=1)
+
+
+def _cache(out: Any) -> dict[str, Any]:
+    """The cache as the next call takes it: its name differs between families."""
+    names = ("past_key_values", "cache_params")
+    return {name: out[name] for name in names if name in out and out[name] is not None}
+
+
+def _padded(ours: HybridLM, theirs: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of a batch whose first row has pads on the left, at its tokens."""
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    valid[0, :PADS] = False
+    ids = torch.where(valid, ids, 0)
+    found = _logits(theirs, input_ids=ids, attention_mask=valid.long())
+    return found[valid], ours(ids, valid=valid).logits[valid]

@@ -15,16 +15,9 @@ from hybridlm.export.weights import Weight
 
 FAMILIES = (  # by how widely they are served: `auto` takes the first that fits
     "llama",
-    "mistral",
-    "granite_swa",
-    "mamba",
-    "mamba2",
     "granite_hybrid",
-    "nemotron_h",
-    "falcon_h1",
-    "jamba",
 )
-SOURCES = ("bamba", "zamba2", "mamba_ssm")  # read, and never written
+SOURCES: tuple[str, ...] = ()  # read, and never written
 
 
 class Family(ABC):

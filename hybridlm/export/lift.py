@@ -36,7 +36,8 @@ def lift(folder: str | Path, out: str | Path) -> ModelSpec:
     folder, out = as_path(folder, ExportError), as_path(out, ExportError)
     source, config = read_config(folder)
     spec = source.spec(Fields(config, str(folder / CONFIG)))
-    with ShardReader(folder) as reader, changing(out, replaces=FORMS) as staged:
+    reader = ShardReader(folder)
+    with changing(out, replaces=FORMS) as staged:
         files = _write_weights(reader, source, spec, staged)
         about = {"model_type": "hybridlm", "format": FORMAT, "spec": plan(spec).spec.to_dict()}
         (staged / CONFIG).write_text(json.dumps(about, indent=2))
@@ -59,13 +60,11 @@ def read_config(folder: Path) -> tuple[Family, Mapping[str, Any]]:
         raise ExportError(f"{path}: a {type(config).__name__}; a config.json holds a mapping")
     if config.get("model_type") == "hybridlm":
         raise ExportError(f"{folder}: a model of hybridlm's own; hl.load opens it, nothing need be imported")
-    if "model_type" not in config and "ssm_cfg" in config:
-        return family("mamba_ssm"), config
     known = {family(name).model_type: name for name in (*FAMILIES, *SOURCES)}
     kind = config.get("model_type")
     if kind not in known:
         raise ExportError(
-            f"{path}: model_type: {kind!r}; these can be read: {', '.join(sorted(known))}, and what mamba_ssm saves."
+            f"{path}: model_type: {kind!r}; these can be read: {', '.join(sorted(known))}."
             f"{did_you_mean(str(kind), known)}"
         )
     return family(known[kind]), config
@@ -75,7 +74,7 @@ def _write_weights(reader: ShardReader, source: Family, spec: ModelSpec, folder:
     """All weights, one at a time. Returns the names of the files."""
     shapes = {name: tuple(tensor.shape) for name, tensor in build(spec, device="meta").state_dict().items()}
     weights = source.weights(plan(spec))
-    theirs = {entry.name: entry for entry in reader.entries}
+    theirs = reader.entries
     _require_names(weights, list(theirs), reader)
     dtypes = {name: theirs[weight.theirs].dtype for weight in weights for name in weight.ours}
     entries = [Entry(name, dtypes[name], shapes[name]) for name in shapes]

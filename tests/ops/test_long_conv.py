@@ -120,6 +120,25 @@ def test_halves_do_not_look_at_documents(compiler):
     assert compiler["unique_graphs"] == 1
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.usefixtures("compiler")
+def test_compiled_it_has_the_same_gradients(packed):
+    leaves = [x.requires_grad_() for x in inputs(2, 16, 3)]
+    document = torch.arange(16).div(5, rounding_mode="floor").expand(2, -1) if packed else None
+    compiled = torch.compile(long_conv, fullgraph=True, backend="aot_eager")
+    up = torch.randn(2, 16, 3, dtype=torch.float64)
+    found, wanted = (torch.autograd.grad(f(*leaves, document=document), leaves, up) for f in (compiled, long_conv))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+def test_lengths_of_an_octave_are_one_graph(compiler):
+    compiled = torch.compile(long_conv, fullgraph=True, backend="aot_eager", dynamic=True)
+    for t in (35, 41, 46, 39):
+        args = inputs(2, t, 3)
+        torch.testing.assert_close(compiled(*args), long_conv(*args))
+    assert compiler["unique_graphs"] == 1
+
+
 @pytest.mark.parametrize("document", [None, torch.tensor([0] * 5 + [1] * 11).expand(2, -1)])
 def test_channels_part_by_part(document, monkeypatch):
     leaves = [x.requires_grad_() for x in inputs(2, 16, 5)]

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from hybridlm.ops.chunks import bits
+
 SHORT = 64  # tokens of a half, up to which a matrix product is faster than FFTs
 
 
@@ -69,7 +71,7 @@ class Level(NamedTuple):
 def levels(document: Tensor) -> Iterator[Level]:
     """Halves of 1, 2, 4, ... tokens."""
     t = document.shape[1]
-    for i in range((t - 1).bit_length()):
+    for i in range(bits(t - 1)):
         halves = _halved(document, 1 << i, -1)[:, None]
         middle = halves[..., 0, -1:]
         yield Level(1 << i, t, halves[..., 0, :] == middle, halves[..., 1, :] == middle)

@@ -36,7 +36,7 @@ class LongConv(torch.autograd.Function):
         ys = []
         for part, x, taps in _parts(u, k):
             y = _convolve(x.mT, taps, document).mT
-            ys.append((y if D is None else y + D[part].to(x.dtype) * x).to(u.dtype))
+            ys.append(_rounded(y if D is None else y + D[part].to(x.dtype) * x, u.dtype))
         return ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
 
     @staticmethod
@@ -55,6 +55,12 @@ class LongConv(torch.autograd.Function):
             found.append((du.to(u.dtype), dk.to(k.dtype), dD))
         du, dk, dD = (_joined(piece, dim) for piece, dim in zip(zip(*found, strict=True), (-1, 0, 0), strict=True))
         return du, dk, None if D is None else dD, None
+
+
+def _rounded(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """y.to(dtype), left out where it would do nothing: PyTorch 2.11 compiles a Function with all it computes on the way
+    as outputs too, and of a tensor that is there twice only the last has a gradient."""
+    return y if y.dtype == dtype else y.to(dtype)
 
 
 def _joined(pieces: tuple[Tensor, ...], dim: int) -> Tensor:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from hybridlm.ops.chunks import bits
+
 
 def convolve(u: Tensor, k: Tensor) -> Tensor:
     """u (b, d, t), k (d, t) of one dtype -> (b, d, t): a linear convolution, as a circular one of zero-padded rows."""
@@ -22,4 +24,4 @@ def pull_back(u: Tensor, k: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 def fft_length(least: int) -> int:
     """The smallest 2^i or 3 2^i that is at least `least`: no wrap-around, and no large prime factor."""
-    return min(odd << (-(-least // odd) - 1).bit_length() for odd in (1, 3))
+    return min(odd << bits(-(-least // odd) - 1) for odd in (1, 3))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hybridlm.ablate.doubts import STEPS, at_the_edge, grid_end, still_rising
+from hybridlm.ablate.results import is_share
 from hybridlm.ablate.statistics import Difference, argmin_interval, mean_interval, minimum_detectable, wilson
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def difference(claim: Claim, results: Results) -> Finding:
     """`arm` better than `over` by more than `by`: the interval of the paired difference lies above it, or below it."""
     asked = claim.by or 0.0
     found = _better(claim, results, claim.arm, claim.over)
-    figures = f"{_compared(claim, claim.arm, claim.over, found)}, more than {asked:g} is asked for"
+    figures = f"{_compared(claim, claim.arm, claim.over, found)}, better by more than {asked:g} is asked for"
     if found.low > asked:
         return Finding("supported", figures, _doubts_of_lesser(claim, results, claim.arm, claim.over, -asked))
     if found.high < asked:
@@ -76,7 +77,7 @@ def trend(claim: Claim, results: Results) -> Finding:
     found = [_better(claim, results, arm, before) for arm, before in steps]
     shared = 1 - (1 - LEVEL) / len(steps)
     figures = "; ".join(_compared(claim, *step, one) for step, one in zip(steps, found, strict=True))
-    figures += f"; more than {asked:g} each is asked for"
+    figures += f"; better by more than {asked:g} each is asked for"
     if all(one.low > asked for one in found):
         doubts = [doubt for arm, before in steps for doubt in _doubts_of_lesser(claim, results, arm, before, -asked)]
         return Finding("supported", figures, tuple(doubts))
@@ -106,10 +107,11 @@ def _doubts_of_lesser(claim: Claim, results: Results, better: str, lesser: str, 
 
 def _compared(claim: Claim, arm: str, other: str, found: Difference) -> str:
     seeds = f"{found.n} seeds, {found.method}" if found.n > 1 else "one seed, no interval"
-    word = "is better" if found.mean >= 0 else "is not better"
+    found = found.within(-1.0, 1.0) if is_share(claim.metric) else found
+    word, ends = ("better", (found.low, found.high)) if found.mean >= 0 else ("worse", (-found.high, -found.low))
     return (
-        f"{arm} {word} than {other} by {_figure(found.mean)} in {claim.metric} "
-        f"({_figure(found.low)} to {_figure(found.high)}; {seeds})"
+        f"{arm} is {word} than {other} by {_figure(abs(found.mean))} in {claim.metric} "
+        f"({_figure(ends[0])} to {_figure(ends[1])}; {seeds})"
     )
 
 
@@ -118,7 +120,7 @@ def _power(found: Difference) -> str:
     if found.n == 1:
         return "; one seed has no interval"
     least = minimum_detectable(found.sd, found.n, level=LEVEL)
-    return f"; a t test of {found.n} seeds would find {_figure(least)} more or less in 80% of studies"
+    return f"; with this spread {found.n} seeds find what is {_figure(least)} from the bar in 80% of studies (t test)"
 
 
 # ------------------------------------------------------------------------------------------------------------- argmin

@@ -198,6 +198,11 @@ def lower_is_better(metric: str) -> bool:
     return metric.rpartition(".")[2] in LOWER_IS_BETTER
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric, `name.metric` included, lies between 0 and 1."""
+    return metric.rpartition(".")[2] in ("accuracy", "solved")
+
+
 def _why(place: Path) -> str:
     try:
         return f"it crashed: {json.loads((place / FAILED).read_bytes())['error']}"

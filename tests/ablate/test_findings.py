@@ -54,6 +54,16 @@ def test_a_difference_of_losses_counts_what_is_lower_as_better():
     assert word(Claim(name="c", metric="loss", arm="b", over="a", by=0.0), found) == "refuted"
 
 
+def test_a_worse_arm_is_called_so_and_shares_differ_by_one_at_most():
+    """Four seeds alike and one not: the interval of bootstrap-t ends far beyond 1, the verdict's words at 1."""
+    found = judge(
+        Claim(name="c", metric="accuracy", arm="a", over="b", by=0.1),
+        results({"a": [0.99, 0.08, 0.991, 0.99, 0.992], "b": [0.99, 0.993, 0.992, 0.994, 0.99]}),
+    )
+    assert found.said.startswith("a is worse than b by 0.183 in accuracy (")
+    assert " to 1; 5 seeds, bootstrap-t)" in found.said
+
+
 def test_an_interval_that_straddles_the_bar_is_open_and_says_what_would_have_been_found():
     found = judge(
         Claim(name="c", metric="accuracy", arm="a", over="b", by=0.1),
@@ -61,8 +71,8 @@ def test_an_interval_that_straddles_the_bar_is_open_and_says_what_would_have_bee
     )
     assert found.verdict == "undetermined"
     assert found.said == (
-        "a is better than b by 0.167 in accuracy (-0.35 to 0.684; 3 seeds, t), more than 0.1 is asked for; a t test of "
-        "3 seeds would find 0.679 more or less in 80% of studies"
+        "a is better than b by 0.167 in accuracy (-0.35 to 0.684; 3 seeds, t), better by more than 0.1 is asked for; "
+        "with this spread 3 seeds find what is 0.679 from the bar in 80% of studies (t test)"
     )
 
 

@@ -11,13 +11,15 @@ import numpy as np
 
 from hybridlm.ablate.report import blocks, words
 from hybridlm.ablate.report.style import NAMED, Look, looks
-from hybridlm.ablate.results import Results, lower_is_better
+from hybridlm.ablate.results import Results, is_share, lower_is_better
 from hybridlm.ablate.statistics import Difference, mean_interval, paired_difference
 from hybridlm.ablate.study import Arm, Study
 from hybridlm.ablate.subject import guess_of
 
 LEVEL = 0.95
 MOST_METRICS = 4
+CLOSE = 0.1
+"""Share of the way from the best to the worst mean within which an arm is as good as the best."""
 LABELS = {
     "accuracy": "accuracy (share right)",
     "solved": "samples solved (share)",
@@ -121,27 +123,44 @@ class Facts:
 
     def difference(self, arm: str, other: str, metric: str | None = None) -> Difference | None:
         """The paired difference of two arms, over the seeds that both have; None: there are none."""
-        a, b = (self.values(name, metric or self.score) for name in (arm, other))
+        metric = metric or self.score
+        a, b = (self.values(name, metric) for name in (arm, other))
         both = np.isfinite(a) & np.isfinite(b)
-        return paired_difference(a[both], b[both], level=LEVEL) if both.any() else None
+        if not both.any():
+            return None
+        found = paired_difference(a[both], b[both], level=LEVEL)
+        return found.within(-1.0, 1.0) if is_share(metric) else found
 
-    def leaders(self, metric: str | None = None) -> list[Arm]:
+    def rivals(self, metric: str | None = None) -> list[Arm]:
         """The arm with the best mean, and those whose paired difference to it may be 0, as far as seeds tell."""
         order = self.by_mean(metric)
         told = {arm.name: self.difference(arm.name, order[0].name, metric) for arm in order}
         return [arm for arm in order if (found := told[arm.name]) and (found.low <= 0 <= found.high)]
 
+    def leaders(self, metric: str | None = None) -> list[Arm]:
+        """Of the rivals those whose mean is close to the best: not to be told apart is not to be as good."""
+        means = {arm.name: self.mean(arm.name, metric).mean for arm in self.by_mean(metric)}
+        near = CLOSE * (max(means.values()) - min(means.values()))
+        rivals = self.rivals(metric)
+        return [arm for arm in rivals if abs(means[arm.name] - means[rivals[0].name]) <= near]
+
+    def told_apart(self, metric: str | None = None) -> bool:
+        """Whether any arm is told apart from the best mean; one arm alone is."""
+        order = self.by_mean(metric)
+        return len(order) == 1 or len(self.rivals(metric)) < len(order)
+
     def finding(self, metric: str | None = None) -> str:
         """Which arms are best, for a title: one is named only if the others are told apart from it."""
         metric = metric or self.score
-        first = self.leaders(metric)
+        first, trailing = self.leaders(metric), len(self.rivals(metric)) - len(self.leaders(metric))
         names = words.listed([words.named(arm.name) for arm in first], 3)
         what, best = metric_word(metric), words.fixed(self.mean(first[0].name, metric).mean)
-        if len(first) == len(self.by_mean(metric)) > 1:
+        if not self.told_apart(metric):
             return f"No arm is best by {what}: none is told apart from the best mean"
+        unsure = f"; {trailing} more trail{'s' * (trailing == 1)}, too uneven to be sure" if trailing else ""
         if len(first) > 1:
-            return f"{names} lead by {what}, not told apart (best mean {best})"
-        return f"{names} is best by {what} ({best})"
+            return f"{names} lead by {what}, not told apart (best mean {best}){unsure}"
+        return f"{names} {'leads' if trailing else 'is best'} by {what} ({best}){unsure}"
 
     def guess(self, metric: str) -> float | None:
         """The accuracy of the best guess that ignores the sequence; None: text, or another metric than accuracy."""
@@ -179,11 +198,6 @@ def mean_of(values: np.ndarray) -> Mean:
         return Mean(math.nan, math.nan, math.nan, 0)
     found = mean_interval(there, level=LEVEL)
     return Mean(found.mean, found.low, found.high, found.n)
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric lies between 0 and 1."""
-    return metric.rpartition(".")[2] in ("accuracy", "solved")
 
 
 def metric_word(metric: str) -> str:

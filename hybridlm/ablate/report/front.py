@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hybridlm.ablate.report import words
 from hybridlm.ablate.report.blocks import Chart, Paragraph, Section, Table
 from hybridlm.ablate.report.facts import Facts, metric_word
-from hybridlm.ablate.report.plots import apart, frame, guessed, legend, point
+from hybridlm.ablate.report.plots import apart, frame, guessed, legend, point, thinned
 from hybridlm.ablate.report.style import FAINT, PAPER
 from hybridlm.ablate.results import lower_is_better
 from hybridlm.ablate.study import Arm
@@ -95,10 +95,14 @@ def _chart(facts: Facts, price: Price) -> Chart:
 
 def _finding(facts: Facts, price: Price) -> str:
     """The price of the cheapest of the leaders against that of the cheapest of all, in words."""
+    what, unit = metric_word(facts.score), "FLOPs" if price.name == "flops" else "cache"
+    if not facts.told_apart():
+        return f"What more {unit} buys is not seen: no arm is told apart from the best mean {what}"
     best, cheap = (min(arms, key=price.of) for arms in (facts.leaders(), facts.by_mean()))
     low, high = (words.fixed(facts.mean(arm.name).mean) for arm in (cheap, best))
-    what, unit = metric_word(facts.score), "FLOPs" if price.name == "flops" else "cache"
     name = words.named(cheap.name)
+    if cheap is facts.by_mean()[0]:
+        return f"{name} has the best mean {what} ({low}) and the least {unit}"
     if cheap.name == best.name:
         return f"The least {unit}, of {name}, is enough: its {what} ({low}) is not told apart from the best"
     times = price.of(best) / price.of(cheap) if price.of(cheap) else float("inf")
@@ -122,9 +126,9 @@ def _draw(axes: Axes, *, facts: Facts, price: Price, on: set[str]) -> None:
 
 
 def few_ticks(axes: Axes, values: list[float], text: Callable[[float], str]) -> None:
-    """Four ticks that share a logarithmic axis evenly, each a number with three digits."""
+    """Ticks where there are values, as far apart on a logarithmic axis as their text needs."""
     low, high = min(values), max(values)
-    ticks = [low * (high / low) ** (i / 3) for i in range(4)]
+    ticks = thinned(sorted(set(values)), math.log, 5)
     axes.set_xticks(ticks, [text(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(low * (low / high) ** 0.07, high * (high / low) ** 0.07)

@@ -113,9 +113,9 @@ def _finding(facts: Facts, pair: tuple[str, str], arms: Sequence[Arm], where: st
     if apart is None or apart.low <= 0 <= apart.high:
         return f"{prefix}Even the highest and the lowest mean are not told apart"
     first, last = (_named(arm, pair) for arm in (best, worst))
-    leaders = [arm for arm in facts.leaders() if arm in arms]
-    if len(leaders) > 1 and best in leaders:
-        return f"{prefix}The worst is {last}; {len(leaders)} of {len(order)} are not told apart from the best"
+    rivals = [arm for arm in facts.rivals() if arm in arms]
+    if len(rivals) > 1 and best in rivals:
+        return f"{prefix}The worst is {last}; {len(rivals)} of {len(order)} are not told apart from the best"
     return f"{prefix}The best is {first}, the worst {last}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from hybridlm.ablate.report import words
 from hybridlm.ablate.report.blocks import WIDTH, Chart, Paragraph, Section, Table
 from hybridlm.ablate.report.facts import Facts, Mean, mean_of, metric_word
 from hybridlm.ablate.report.plots import Row, draw_rows, rows_height
-from hybridlm.ablate.results import lower_is_better
+from hybridlm.ablate.results import is_share, lower_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ TITLE = "Knock-outs"
 NAME = re.compile(r"(\d+)\.([\w#]+)\.(zero|mean)")
 HOW = {"zero": "zeroed", "mean": "its mean"}
 MOST_ARMS, MOST_BRANCHES = 8, 40
+ALIKE = 0.9  # branches of which the least missed is missed so much, beside the most missed, are missed alike
 
 
 def section(facts: Facts) -> Section:
@@ -54,9 +56,15 @@ def costs(facts: Facts, arm: str) -> dict[str, np.ndarray]:
     return {branch: np.array(values) for branch, values in found.items() if np.isfinite(values).any()}
 
 
+def change(facts: Facts, values: np.ndarray) -> Mean:
+    """The mean of changes (seeds,); of a share it lies between -1 and 1, and so does its interval."""
+    found = mean_of(values)
+    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0)) if is_share(facts.score) else found
+
+
 def _chart(facts: Facts, arm: str) -> Chart:
     found = costs(facts, arm)
-    means = {branch: mean_of(values) for branch, values in found.items()}
+    means = {branch: change(facts, values) for branch, values in found.items()}
     what, shown = metric_word(facts.score), list(found)[:MOST_BRANCHES]
     rows = [
         [branch_words(b), words.signed(m.mean, 4), words.interval(m.low, m.high, 4), str(m.n)] for b, m in means.items()
@@ -77,20 +85,34 @@ def _chart(facts: Facts, arm: str) -> Chart:
 
 
 def _finding(facts: Facts, arm: str, means: dict[str, Mean]) -> str:
-    """The branch that is missed most, if it is missed at all."""
+    """The branch that is missed most, if it is missed at all and more than the others are."""
     sign = 1 if lower_is_better(facts.score) else -1
-    worst = max(means, key=lambda branch: sign * means[branch].mean)
+    lost = {branch: sign * mean.mean for branch, mean in means.items()}
+    worst = max(lost, key=lambda branch: lost[branch])
     mean, name = means[worst], words.named(arm)
-    if sign * mean.mean <= 0 or (np.isfinite(mean.low) and mean.low <= 0 <= mean.high):
-        return f"{name}: no single branch is missed, as far as these seeds can tell"
-    change = f"{words.signed(mean.mean)} {metric_word(facts.score)}"
-    return f"{name} leans most on {branch_words(worst)}: {change} without it"
+    if lost[worst] <= 0:
+        return f"{name}: no single branch is missed"
+    said = f"{words.signed(mean.mean)} {metric_word(facts.score)}"
+    if np.isfinite(mean.low) and mean.low <= 0 <= mean.high:
+        return f"{name}: {said} without {branch_words(worst)}, too uneven over seeds to be sure"
+    each = [max(lost[one] for one in lost if _place(one) == place) for place in dict.fromkeys(map(_place, lost))]
+    if len(each) == 1:
+        return f"{name}: {said} without its only branch"
+    if min(each) >= ALIKE * max(each):
+        least = words.signed(sign * min(each))
+        return f"{name} needs each of its {len(each)} branches: {least} {metric_word(facts.score)} or worse without one"
+    return f"{name} leans most on {branch_words(worst)}: {said} without it"
+
+
+def _place(branch: str) -> str:
+    """Which branch it is, however it was taken out: 1.attention of 1.attention.zero."""
+    return branch.rpartition(".")[0]
 
 
 def _draw(axes: Axes, *, facts: Facts, arm: str, found: dict[str, np.ndarray]) -> None:
     rows = []
     for branch, values in found.items():
-        mean = mean_of(values)
+        mean = change(facts, values)
         below, above = mean.reach
         rows.append(
             Row(

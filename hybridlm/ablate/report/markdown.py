@@ -104,7 +104,7 @@ def _(cell: Strip) -> str:
 def _text(text: str) -> str:
     """Every sign that means something to Markdown with a backslash before it; angle brackets and & as HTML has them."""
     plain = readable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|~$])|(?<![\w.])([#+!-])(?=\s|\[)|(^\d+)(\.)", _escaped, plain)
+    return re.sub(r"([\\`*_{}\[\]|~$])|(?<![\w.])([#+!-])(?=\s|\[)|(^\d+)(\.)(?=\s|$)", _escaped, plain)
 
 
 def _escaped(found: re.Match) -> str:

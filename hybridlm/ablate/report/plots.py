@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,9 @@ def legend(axes: Axes, facts: Facts, arms: Sequence[str]) -> None:
     if others := sum(look.mark is None for look in found):
         handles.append(Line2D([], [], color=OTHER, label=f"{others} other arms"))
     longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, min(3, 64 // (longest + 7)))
-    axes.figure.set_figheight(axes.figure.get_figheight() + LINE * -(-len(handles) // columns))
+    lines = -(-len(handles) // max(1, min(3, 64 // (longest + 7))))
+    columns = -(-len(handles) // lines)
+    axes.figure.set_figheight(axes.figure.get_figheight() + LINE * lines)
     axes.figure.legend(handles=handles, loc="outside lower left", ncols=columns, columnspacing=1.2)
 
 
@@ -87,6 +88,18 @@ def guessed(axes: Axes, facts: Facts, metric: str) -> None:
     """A dotted line at what guessing gets."""
     if (guess := facts.guess(metric)) is not None:
         axes.axhline(guess, color=FAINT, linewidth=1, linestyle=(0, (1, 2)), zorder=1.2)
+
+
+def thinned(ticks: Sequence[float], place: Callable[[float], float], room: int) -> list[float]:
+    """Ticks far enough apart to be read, both ends among them."""
+    reach = place(ticks[-1]) - place(ticks[0])
+    kept = [ticks[-1]]
+    for tick in reversed(ticks[:-1]):
+        if place(kept[-1]) - place(tick) >= reach / room and (
+            tick == ticks[0] or place(tick) - place(ticks[0]) >= reach / room
+        ):
+            kept.append(tick)
+    return kept[::-1]
 
 
 def rows_height(count: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from hybridlm.ablate.report import words
 from hybridlm.ablate.report.blocks import Chart, Paragraph, Section, Table
 from hybridlm.ablate.report.facts import Facts, metric_word
-from hybridlm.ablate.report.plots import apart, frame, guessed, legend, point
+from hybridlm.ablate.report.plots import apart, frame, guessed, legend, point, thinned
 from hybridlm.ablate.report.style import BAND, FAINT
 from hybridlm.ablate.study import Arm
 
@@ -130,6 +130,8 @@ def _finding(facts: Facts, metric: str, x: Abscissa) -> str:
         return "Counted by mixers the picture is the same: each layer of these arms has one"
     if x.name != "cache":
         return ("Counted by mixers: " if x.name == "mixers" else "") + facts.finding(metric)
+    if not facts.told_apart(metric):
+        return f"What more cache buys is not seen: no arm is told apart from the best mean {metric_word(metric)}"
     leaders = facts.leaders(metric)
     frugal, small = min(leaders, key=x.of), min(facts.by_mean(metric), key=x.of)
     says = f"Cheapest leader by {metric_word(metric)}: {words.named(frugal.name)}, {x.tick(x.of(frugal))} of cache"
@@ -150,7 +152,7 @@ def _draw(axes: Axes, *, facts: Facts, metric: str, x: Abscissa) -> None:
         point(axes, at, facts.mean(arm.name, metric), facts.looks[arm.name])
     frame(axes, facts, [arm.name for arm in arms], metric)
     guessed(axes, facts, metric)
-    ticks = _thinned(sorted({x.of(arm) for arm in arms}), place, 6 if x.logarithmic else 12)
+    ticks = thinned(sorted({x.of(arm) for arm in arms}), place, 6 if x.logarithmic else 12)
     axes.set_xticks([place(tick) for tick in ticks], [x.tick(tick) for tick in ticks])
     axes.set_xlabel(x.label)
     axes.set_ylabel(facts.label(metric))
@@ -175,18 +177,6 @@ def _places(values: Sequence[float], logarithmic: bool) -> Callable[[float], flo
     least = min(positive, default=1.0)
     eps = 0.0 if logarithmic and len(positive) == len(values) else least / 2
     return lambda value: math.log2(value + eps)
-
-
-def _thinned(ticks: Sequence[float], place: Callable[[float], float], room: int) -> list[float]:
-    """Ticks far enough apart to be read, both ends among them."""
-    reach = place(ticks[-1]) - place(ticks[0])
-    kept = [ticks[-1]]
-    for tick in reversed(ticks[:-1]):
-        if place(kept[-1]) - place(tick) >= reach / room and (
-            tick == ticks[0] or place(tick) - place(ticks[0]) >= reach / room
-        ):
-            kept.append(tick)
-    return kept[::-1]
 
 
 def losses(facts: Facts, arms: Sequence[Arm], metric: str) -> np.ndarray:

@@ -27,9 +27,9 @@ def arms(facts: Facts) -> Section:
     rows = [_arm(facts, arm) for arm in study.arms]
     made = Table(title, head, rows, frozenset({3, 4, 5}), folded=len(rows) > MOST_SHOWN)
     head = ["arm", "parameters", "training FLOPs a token", f"FLOPs of token {length:,}", f"cache at {length:,}"]
-    head += ["residual of the match", "best lr", "seeds finished"]
+    head += ["residual of the match"] * (study.match is not None) + ["best lr", "seeds finished"]
     costs = [_cost(facts, arm) for arm in study.arms]
-    cost = Table("What each costs, and how it was trained", head, costs, frozenset(range(1, 8)), made.folded)
+    cost = Table("What each costs, and how it was trained", head, costs, frozenset(range(1, len(head))), made.folded)
     layers = [layer for arm in study.arms for layer in strip_of(arm.spec).layers]
     key = Key(list(dict.fromkeys(mixer for mixers, _ in layers for mixer in mixers)), any(mlp for _, mlp in layers))
     warnings = [Paragraph(f"Warning of the study file: {words.readable(text)}") for text in study.warnings]
@@ -51,8 +51,8 @@ def _cost(facts: Facts, arm: Arm) -> list[Cell]:
         words.count(cost.flops_infer),
         words.size(cost.cache_bytes),
     ]
-    residual = "–" if arm.residual is None else words.minus(f"{arm.residual:+.2%}")
-    told = [residual, "–" if best is None else f"{best:g}", f"{done} of {facts.study.seeds}"]
+    residual = ["–" if arm.residual is None else words.minus(f"{arm.residual:+.2%}")] * (facts.study.match is not None)
+    told = [*residual, "–" if best is None else f"{best:g}", f"{done} of {facts.study.seeds}"]
     return [facts.cell(arm.name), *sizes, *told]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Learning curves and steps to solve"
+SEEN = 0.003  # a change of a score, share or nats, that nobody calls one
 
 
 def section(facts: Facts) -> Section:
@@ -63,7 +64,7 @@ def _row(facts: Facts, arm: Arm) -> list:
         f"{solved} of {len(found)}",
         ends,
         _step(facts, median),
-        f"{low:,.0f} to {_step(facts, high)}",
+        f"≥ {low:,.0f}" if high is None and low >= facts.study.train.steps else f"{low:,.0f} to {_step(facts, high)}",
         steps,
     ]
 
@@ -182,7 +183,7 @@ def _course(found: dict[str, Points], what: str, most: int) -> str:
     for steps, mean, _, _ in found.values():
         late = float(np.interp(0.75 * most, steps, mean))
         reach = max(float(mean.max() - mean.min()), 1e-12)
-        moving += abs(float(mean[-1]) - late) > 0.05 * reach
+        moving += abs(float(mean[-1]) - late) > max(0.05 * reach, SEEN)
     if moving:
         return f"{moving} of {words.plural(len(found), 'arm')} moved in the last quarter: their {what} had not settled"
     return f"By the last quarter the {what} of all {words.plural(len(found), 'arm')} had settled"

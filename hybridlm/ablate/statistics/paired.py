@@ -17,7 +17,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,6 +50,11 @@ class Difference:
     n: int
     sd: float
     method: str
+
+    def within(self, least: float, most: float) -> Difference:
+        """Its interval cut off at what a mean can be: a difference of shares lies between -1 and 1. An interval that
+        few and uneven seeds make endless holds no more than that."""
+        return replace(self, low=min(max(self.low, least), most), high=max(min(self.high, most), least))
 
 
 def paired_difference(

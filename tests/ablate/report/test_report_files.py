@@ -14,6 +14,7 @@ import pytest
 import synthetic
 from matplotlib import image
 
+from hybridlm.ablate.report import markdown
 from hybridlm.ablate.report.blocks import Chart, Table
 from hybridlm.ablate.report.figures import draw, render
 from hybridlm.ablate.report.rows import csv_text, jsonl_text
@@ -190,6 +191,13 @@ def test_markdown_names_figures_that_exist(reports, name):
     assert all((reports[name] / path).is_file() for path in named)
     heads = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(len(re.findall(r"(?<!\\)\|", line)) >= 3 for line in heads)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("27.0%", "27.0%"), ("1. one", "1\\. one"), ("3.", "3\\."), ("a_b", "a\\_b"), ("- x", "\\- x")]
+)
+def test_markdown_escapes_what_means_something(text, said):
+    assert markdown._text(text) == said
 
 
 def test_markdown_escapes(reports):

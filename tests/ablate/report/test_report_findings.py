@@ -43,6 +43,57 @@ def test_who_leads(recall):
     assert "is best" not in recall.finding()
 
 
+def uneven(late=(0.13, 0.12, 0.14, 0.13, 0.99)):
+    """One arm solves it, another in one seed of five, a third guesses: what few real seeds look like."""
+    made = [synthetic.arm(name, pattern) for name, pattern in (("sure", "MA"), ("late", "MM"), ("guess", "A"))]
+    found = {"sure": (0.99, 0.992, 0.991, 0.993, 0.99), "late": late, "guess": (0.12, 0.13, 0.12, 0.12, 0.13)}
+
+    def trial(of, arm, seed, lr):
+        score = found[arm.name][seed]
+        off = {f"{i}.{kind}.zero": {"accuracy": 0.01} for i, kind in enumerate(arm.spec.pattern)}
+        return synthetic.Result(
+            **synthetic.FACTS, key="", seed=seed, lr=lr, final={"accuracy": score, "loss": 1.0}, knockouts=off
+        )
+
+    return Facts(synthetic.results(synthetic.study(made, eval=(), match=None), trial))
+
+
+def test_an_arm_that_few_seeds_do_not_tell_from_the_best_is_not_as_good():
+    """Its interval reaches 0 as one seed of five got there; it leads nothing, and its price is not enough."""
+    facts = uneven()
+    assert {arm.name for arm in facts.rivals()} == {"sure", "late"}
+    assert [arm.name for arm in facts.leaders()] == ["sure"]
+    assert facts.finding() == "sure leads by accuracy (0.991); 1 more trails, too uneven to be sure"
+    titles = [chart.title for part in (ratio, front) for chart in part.section(facts).charts]
+    assert any(title.startswith("Cheapest leader by accuracy: sure") for title in titles)
+    assert not [title for title in titles if "is enough" in title or "is best" in title]
+
+
+def test_the_difference_of_shares_is_one():
+    """Bootstrap-t ends far beyond 1 where four seeds are alike: no two shares differ by more."""
+    facts = uneven()
+    found = facts.difference("late", "sure")
+    assert -1.0 <= found.low < found.mean < found.high == 1.0
+    changes = knockouts.costs(facts, "late")["0.M.zero"]
+    assert knockouts.change(facts, changes).low == -1.0
+    assert np.mean(changes) == pytest.approx(-0.292)
+
+
+def test_a_branch_is_named_only_if_it_is_missed_more_than_the_others():
+    titles = [chart.title for chart in knockouts.section(uneven(late=(0.99, 0.991, 0.99, 0.992, 0.02))).charts]
+    assert titles == [
+        "sure needs each of its 2 branches: −0.981 accuracy or worse without one",
+        "late: −0.787 accuracy without layer 0 M, zeroed, too uneven over seeds to be sure",
+        "guess: −0.114 accuracy without its only branch",
+    ]
+
+
+def test_what_no_arm_has_is_no_column():
+    tables = [block for block in runs.arms(uneven()).blocks if hasattr(block, "rows")]
+    assert "residual of the match" not in tables[1].head
+    assert len(tables[1].head) == len(tables[1].rows[0])
+
+
 def test_one_that_is_best_is_named():
     made = synthetic.study([synthetic.arm("good", "MA"), synthetic.arm("attention alone", "A")], eval=())
 
@@ -118,7 +169,7 @@ def test_differences(recall):
 def test_steps(recall):
     rows = {row[0].name: row for row in solve.section(recall).charts[1].table.rows}
     assert rows["hybrid"][1] == "5 of 5"
-    assert rows["mamba2"][1:5] == ["0 of 5", "0.00 to 0.43", "> 1,500", "1,500 to > 1,500"]
+    assert rows["mamba2"][1:5] == ["0 of 5", "0.00 to 0.43", "> 1,500", "≥ 1,500"]
     assert abs(float(rows["hybrid"][3].replace(",", "")) - synthetic.SOLVE_STEP["hybrid"]) < 400
 
 

@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hybridlm.errors import CheckpointError, DataError
@@ -75,44 +75,37 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_together(folder: str | Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
-    """Write several files of a folder, and their manifest, so that all of them change or none does.
-
-    writers: {name: a function that writes the file at the path it is given}. See `changing`.
-    """
-    with changing(folder) as staged:
-        for name, write in writers.items():
-            write(staged / name)
-            _flush(staged / name)
-        write_manifest(staged, list(writers))
-
-
 @contextmanager
 def changing(folder: str | Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
-    """A folder beside, to write files into, that move into `folder` together when the block ends.
+    """A folder inside `folder` to write files into, so that all of them change or none does.
 
-    Everything is flushed before the first old file is touched; whatever goes wrong, in the block or in the moving, the
-    old files are put back, and a folder that was not there is gone again. replaces: patterns of file names that stand
-    for older forms of the new ones: those that are not written anew are removed in the same step.
+    When the block ends, everything is flushed, and then moved: before that no old file is touched. Whatever goes wrong,
+    in the block or in the moving, the old files are put back, and a folder that was not there is gone again.
+
+    replaces: patterns of names; a file that matches one and is not written anew is removed in the same step.
     """
     folder = Path(folder)
     was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{STAGING}*"):
         shutil.rmtree(stale)
-    staged = Path(tempfile.mkdtemp(dir=folder, prefix=STAGING))
     try:
-        yield staged
-        names = sorted((path.name for path in staged.iterdir()), key=lambda name: (name == MANIFEST, name))
-        for name in names:
-            _flush(staged / name)
-        outdated = {path.name for pattern in replaces for path in folder.glob(pattern)} - set(names)
-        _swap(staged, folder, names, sorted(outdated))
-        was_there = True
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=STAGING, ignore_cleanup_errors=True) as staged:
+            yield Path(staged)
+            _move_in(Path(staged), folder, replaces)
+    except BaseException:
         if not was_there:
-            folder.rmdir()
+            with suppress(OSError):  # not empty: somebody else's by now
+                folder.rmdir()
+        raise
+
+
+def _move_in(staged: Path, folder: Path, replaces: Iterable[str]) -> None:
+    names = sorted((path.name for path in staged.iterdir()), key=lambda name: (name == MANIFEST, name))
+    for name in names:
+        _flush(staged / name)
+    outdated = {path.name for pattern in replaces for path in folder.glob(pattern)} - set(names)
+    _swap(staged, folder, names, sorted(outdated))
 
 
 def _flush(path: Path) -> None:
@@ -156,8 +149,8 @@ def write_manifest(folder: str | Path, names: list[str]) -> None:
     atomic_write(folder / MANIFEST, json.dumps({"files": files}, indent=2).encode())
 
 
-def verify_manifest(folder: str | Path, required: Sequence[str] = ()) -> None:
-    """CheckpointError, naming every file at once, unless all files are there and as the manifest says.
+def verify_manifest(folder: str | Path, required: Sequence[str] = ()) -> list[str]:
+    """The names of a manifest. CheckpointError, naming every file at once, unless all are there and as it says.
 
     required: names that the manifest must list.
     """
@@ -173,6 +166,7 @@ def verify_manifest(folder: str | Path, required: Sequence[str] = ()) -> None:
     if faults:
         kept = next((path.parent for path in folder.glob(f"{STAGING}*/before/{MANIFEST}")), "a copy")
         raise CheckpointError(f"{folder}: damaged files; restore them from {kept}:\n  " + "\n  ".join(faults))
+    return list(files)
 
 
 def _fault(path: Path, entry: dict) -> str:

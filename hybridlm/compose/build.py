@@ -7,22 +7,24 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 
-from hybridlm.checks import integer
+from hybridlm import __version__
+from hybridlm.checks import integer, whole
 from hybridlm.compose.cost import stack_cost
 from hybridlm.compose.memory import require_device, require_dtype, require_memory
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, SpecError
-from hybridlm.files import as_path, verify_manifest, write_together
+from hybridlm.files import MANIFEST, as_path, changing, verify_manifest, write_manifest
+from hybridlm.shards import FORMS, INDEX, MAX_BYTES, WEIGHTS, Entry, ShardReader, entries_of, index_of, plan_shards
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 FORMAT = 1
 
 
@@ -69,31 +71,40 @@ def as_spec(source: str | Path | Mapping[str, Any] | ModelSpec | None = None, /,
     raise SpecError(f"a {type(source).__name__} is no spec; give a YAML file, a ModelSpec, a mapping, or keywords")
 
 
-def save(model: HybridLM, folder: str | Path) -> None:
+def save(model: HybridLM, folder: str | Path, *, max_shard_bytes: int = MAX_BYTES) -> None:
     """Write weights, resolved spec and a manifest of sha256 into a folder.
 
-    A model that is there already is replaced as a whole, or, on a full disk say, stays as it is and OSError is raised.
+    max_shard_bytes: of tensors in one file; a larger model has several, and an index, as on the Hub. A model that is
+    there already is replaced as a whole, or, on a full disk say, stays as it is and OSError is raised.
     """
     if not isinstance(model, HybridLM):
         raise SpecError(f"a {type(model).__name__} is no HybridLM; save takes a model that hybridlm built")
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
+    weights = model.state_dict()
+    if any(tensor.is_meta for tensor in weights.values()):
         raise CheckpointError(
             "the model has no weights yet: it was built on the meta device; call to_empty, init_weights"
         )
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    about = {"model_type": "hybridlm", "format": FORMAT, "spec": model.spec.to_dict()}
-    write_together(
-        as_path(folder),
-        {
-            WEIGHTS: lambda path: _save_weights(weights, path),
-            CONFIG: lambda path: path.write_text(json.dumps(about, indent=2)),
-        },
-    )
+    shards = plan_shards(entries_of(weights.items()), whole("max_shard_bytes", max_shard_bytes, high=1 << 62))
+    with changing(as_path(folder), replaces=FORMS) as staged:
+        for shard in shards:
+            _save_weights({entry.name: weights[entry.name] for entry in shard.entries}, staged / shard.file)
+        if len(shards) > 1:
+            (staged / INDEX).write_text(index_of(shards))
+        (staged / CONFIG).write_text(config_text(model.spec))
+        write_manifest(staged, [path.name for path in staged.iterdir()])
 
 
-def _save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+def config_text(spec: ModelSpec) -> str:
+    """What config.json says of a model in our own format."""
+    about = {"model_type": "hybridlm", "format": FORMAT, "version": __version__, "spec": spec.to_dict()}
+    return json.dumps(about, indent=2)
+
+
+def _save_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """One file; from a GPU, as much as it holds is in memory at once."""
+    here = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     try:
-        safetensors.torch.save_file(weights, path, {"format": "pt"})
+        safetensors.torch.save_file(here, path, {"format": "pt"})
     except safetensors.SafetensorError as error:  # its own name for what the system says
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
@@ -102,15 +113,35 @@ def _save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
 def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
     """The model in a folder that `save` wrote, or in a run folder, in the dtypes that it was saved in.
 
-    CheckpointError: nothing there, a damaged file, or weights that do not fit the spec, all of it listed at once.
+    Tensors are read one by one: beside the model, one of them is in memory. CheckpointError: nothing there, a damaged
+    file, or weights that do not fit the spec, all of it listed at once.
     """
-    folder = model_folder(folder)
-    verify_manifest(folder, [WEIGHTS, CONFIG])
-    model = build(_saved_spec(folder), device="meta")
-    weights = safetensors.torch.load_file(folder / WEIGHTS, device=str(device))
-    check_weights(model, weights, str(folder))
+    device = require_device(device)
+    saved = read_saved(folder)
+    model = build(saved.spec, device="meta")
+    check_weights(model, saved.weights.entries, str(saved.folder))
+    weights = {name: tensor.to(device, copy=True) for name, tensor in saved.weights}
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True)
+
+
+class Saved(NamedTuple):
+    """A saved model whose files have been verified, and whose tensors can be read one by one."""
+
+    folder: Path
+    spec: dict[str, Any]
+    weights: ShardReader
+
+
+def read_saved(folder: str | Path) -> Saved:
+    """What a folder that `save` wrote, or a run folder, holds. CheckpointError: nothing there, or a damaged file."""
+    folder = model_folder(folder)
+    listed = verify_manifest(folder, [CONFIG])
+    weights = ShardReader(folder / (INDEX if INDEX in listed else WEIGHTS))
+    unlisted = [path.name for path in weights.files if path.name not in listed]
+    if unlisted:
+        raise CheckpointError(f"{folder}: not in {MANIFEST}: {', '.join(unlisted)}")
+    return Saved(folder, _saved_spec(folder), weights)
 
 
 def _saved_spec(folder: Path) -> dict[str, Any]:
@@ -134,10 +165,10 @@ def model_folder(folder: str | Path) -> Path:
     return found
 
 
-def check_weights(model: HybridLM, weights: Mapping[str, torch.Tensor], where: str) -> None:
+def check_weights(model: HybridLM, weights: Mapping[str, Entry], where: str) -> None:
     """CheckpointError that lists every missing, surplus and misshapen tensor, unless the weights fit the model."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    given = {name: entry.shape for name, entry in weights.items()}
     faults = [f"{name}: missing" for name in wanted if name not in given]
     faults += [f"{name}: not in the model" for name in given if name not in wanted]
     faults += [

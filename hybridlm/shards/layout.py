@@ -20,7 +20,7 @@ from hybridlm.checks import whole
 from hybridlm.errors import CheckpointError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FORMS = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
+FORMS = (WEIGHTS, INDEX, f"model-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors")
 """Patterns of the names that weights may have in a folder."""
 MAX_BYTES = 5 * 10**9
 """Of tensors in one file, as on the Hub."""

@@ -43,7 +43,7 @@ def read_json(path: Path, text: bytes) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        found = json.loads(text, object_pairs_hook=once)
+        found = json.loads(text.decode(), object_pairs_hook=once)
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:

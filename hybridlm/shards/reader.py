@@ -79,12 +79,18 @@ class _Safetensors:
         if not entry.nbytes:
             return torch.empty(entry.shape, dtype=entry.dtype)
         skipped = at % mmap.ALLOCATIONGRANULARITY
-        with open(self.path, "rb") as file:
-            pages = mmap.mmap(file.fileno(), skipped + entry.nbytes, access=mmap.ACCESS_COPY, offset=at - skipped)
+        pages = self._pages(at - skipped, skipped + entry.nbytes)
         numbers = torch.frombuffer(pages, dtype=torch.uint8, count=entry.nbytes, offset=skipped)
         if at % entry.dtype.itemsize:  # other writers may leave numbers where no CPU likes them
             numbers = numbers.clone()
         return numbers.view(entry.dtype).reshape(entry.shape)
+
+    def _pages(self, at: int, size: int) -> mmap.mmap:
+        with open(self.path, "rb") as file:
+            try:
+                return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY, offset=at)
+            except ValueError as error:
+                raise CheckpointError(f"{self.path}: has changed since it was opened: {error}") from error
 
 
 class _Pickle:

@@ -1,4 +1,4 @@
-"""Writing weights: as announced or not at all, when a disk is full, when killed half-way, in the memory of one tensor."""
+"""Writing weights: as announced or not at all, on a full disk, killed half-way, in the memory of one tensor."""
 
 import resource
 import signal

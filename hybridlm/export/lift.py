@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridlm.compose.build import CONFIG, FORMAT, build
+from hybridlm.compose.build import CONFIG, build, config_text
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, ExportError, did_you_mean
@@ -39,8 +39,7 @@ def lift(folder: str | Path, out: str | Path) -> ModelSpec:
     reader = ShardReader(folder)
     with changing(out, replaces=FORMS) as staged:
         files = _write_weights(reader, source, spec, staged)
-        about = {"model_type": "hybridlm", "format": FORMAT, "spec": plan(spec).spec.to_dict()}
-        (staged / CONFIG).write_text(json.dumps(about, indent=2))
+        (staged / CONFIG).write_text(config_text(plan(spec).spec))
         if (folder / TOKENIZER).is_file():
             shutil.copy2(folder / TOKENIZER, staged / TOKENIZER)
         write_manifest(staged, [*files, CONFIG])

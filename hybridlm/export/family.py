@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, ClassVar
 
@@ -20,17 +21,36 @@ FAMILIES = (  # by how widely they are served: `auto` takes the first that fits
 SOURCES: tuple[str, ...] = ()  # read, and never written
 
 
-class Family(ABC):
-    """A family, as a target of export and a source of import. It has no state: there is one of each.
+class Source(ABC):
+    """A family as a source of import. It has no state: there is one of each.
 
-    name:         what --to takes.
+    name:         what its file is called, and what --to takes if it is a target, too.
     model_type:   what config.json calls it. architecture: the class in transformers.
-    served_by:    what runs its checkpoints.
     """
 
     name: ClassVar[str]
     model_type: ClassVar[str]
     architecture: ClassVar[str]
+
+    @abstractmethod
+    def spec(self, fields: Fields) -> ModelSpec:
+        """The spec of a config of this family. What does not fit is noted in `fields`."""
+
+    @abstractmethod
+    def weights(self, stack: Stack) -> list[Weight]:
+        """Every tensor of theirs."""
+
+    def found(self, stack: Stack, config: Mapping[str, Any], names: Collection[str]) -> list[Weight]:
+        """The same for a checkpoint with this config and these names, where there are several forms of them."""
+        return self.weights(stack)
+
+
+class Family(Source):
+    """A family as a target of export as well.
+
+    served_by: what runs its checkpoints.
+    """
+
     served_by: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -43,14 +63,6 @@ class Family(ABC):
 
         max_length: tokens that it may be asked to read.
         """
-
-    @abstractmethod
-    def weights(self, stack: Stack) -> list[Weight]:
-        """Every tensor of theirs."""
-
-    @abstractmethod
-    def spec(self, fields: Fields) -> ModelSpec:
-        """The spec of a config of this family. What does not fit is noted in `fields`."""
 
 
 def common(family: Family, stack: Stack, dtype: str) -> dict[str, Any]:
@@ -73,13 +85,17 @@ def ends(stack: Stack, *, embed: str, norm: str, head: str = "lm_head.weight") -
     return outer if stack.spec.tie_embeddings else [*outer, Weight(head, ("lm_head.weight",))]
 
 
-@cache
 def family(name: str) -> Family:
-    """The family of that name. ExportError: there is none."""
-    if name not in (*FAMILIES, *SOURCES):
-        raise ExportError(
-            f"to: {name!r}; it must be one of {', '.join(FAMILIES)}.{did_you_mean(name, (*FAMILIES, *SOURCES))}"
-        )
+    """The family of that name, to be written. ExportError: there is none."""
+    if name not in FAMILIES:
+        only = " That one is read, and never written." if name in SOURCES else did_you_mean(name, FAMILIES)
+        raise ExportError(f"to: {name!r}; it must be one of {', '.join(FAMILIES)}.{only}")
+    return source(name)
+
+
+@cache
+def source(name: str) -> Any:
+    """The family of one of FAMILIES or SOURCES."""
     return importlib.import_module(f"hybridlm.export.families.{name}").FAMILY
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from math import frexp
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hybridlm.compose.build import CONFIG, build, config_text
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, ExportError, did_you_mean
-from hybridlm.export.family import FAMILIES, SOURCES, Family, family
+from hybridlm.export.family import FAMILIES, SOURCES, Source, source
 from hybridlm.export.fields import Fields
 from hybridlm.export.weights import Shape, Weight
 from hybridlm.files import as_path, changing, write_manifest
@@ -34,11 +35,12 @@ def lift(folder: str | Path, out: str | Path) -> ModelSpec:
     CheckpointError: weights that do not fit the config. `out` is then as it was.
     """
     folder, out = as_path(folder, ExportError), as_path(out, ExportError)
-    source, config = read_config(folder)
-    spec = source.spec(Fields(config, str(folder / CONFIG)))
+    theirs, config = read_config(folder)
+    spec = theirs.spec(Fields(config, str(folder / CONFIG)))
     reader = ShardReader(folder)
     with changing(out, replaces=FORMS) as staged:
-        files = _write_weights(reader, source, spec, staged)
+        weights = theirs.found(plan(spec), config, reader.entries)
+        files = _write_weights(reader, weights, spec, staged)
         (staged / CONFIG).write_text(config_text(plan(spec).spec))
         if (folder / TOKENIZER).is_file():
             shutil.copy2(folder / TOKENIZER, staged / TOKENIZER)
@@ -46,7 +48,7 @@ def lift(folder: str | Path, out: str | Path) -> ModelSpec:
     return spec
 
 
-def read_config(folder: Path) -> tuple[Family, Mapping[str, Any]]:
+def read_config(folder: Path) -> tuple[Source, Mapping[str, Any]]:
     """config.json of a folder, and the family that it names. ExportError: there is none, or it is not known."""
     path = folder / CONFIG
     if not path.is_file():
@@ -59,25 +61,32 @@ def read_config(folder: Path) -> tuple[Family, Mapping[str, Any]]:
         raise ExportError(f"{path}: a {type(config).__name__}; a config.json holds a mapping")
     if config.get("model_type") == "hybridlm":
         raise ExportError(f"{folder}: a model of hybridlm's own; hl.load opens it, nothing need be imported")
-    known = {family(name).model_type: name for name in (*FAMILIES, *SOURCES)}
+    known = {source(name).model_type: name for name in (*FAMILIES, *SOURCES)}
     kind = config.get("model_type")
     if kind not in known:
         raise ExportError(
             f"{path}: model_type: {kind!r}; these can be read: {', '.join(sorted(known))}."
             f"{did_you_mean(str(kind), known)}"
         )
-    return family(known[kind]), config
+    return source(known[kind]), config
 
 
-def _write_weights(reader: ShardReader, source: Family, spec: ModelSpec, folder: Path) -> list[str]:
+def _write_weights(reader: ShardReader, weights: Sequence[Weight], spec: ModelSpec, folder: Path) -> list[str]:
     """All weights, one at a time. Returns the names of the files."""
     shapes = {name: tuple(tensor.shape) for name, tensor in build(spec, device="meta").state_dict().items()}
-    weights = source.weights(plan(spec))
-    theirs = reader.entries
-    _require_names(weights, list(theirs), reader)
-    dtypes = {name: theirs[weight.theirs].dtype for weight in weights for name in weight.ours}
+    _require_names(weights, list(reader.entries), reader)
+    dtypes = _dtypes(reader, weights)
     entries = [Entry(name, dtypes[name], shapes[name]) for name in shapes]
-    return write_shards(folder, entries, _ours(reader, weights, shapes))
+    read = ((name, tensor.to(dtypes[name])) for name, tensor in _ours(reader, weights, shapes))
+    return write_shards(folder, entries, read)
+
+
+def _dtypes(reader: ShardReader, weights: Sequence[Weight]) -> dict[str, torch.dtype]:
+    """{our name: its dtype}: theirs, or float32 of all where scaling some would round them otherwise."""
+    theirs = {name: reader.entries[weight.theirs].dtype for weight in weights for name in weight.ours}
+    scaled = {name for weight in weights for name in weight.ours if frexp(weight.scale)[0] != 0.5}
+    wide = any(theirs[name] != torch.float64 for name in scaled)
+    return {name: torch.promote_types(dtype, torch.float32) if wide else dtype for name, dtype in theirs.items()}
 
 
 def _require_names(weights: Sequence[Weight], found: Sequence[str], reader: ShardReader) -> None:
@@ -103,12 +112,30 @@ def _ours(reader: ShardReader, weights: Sequence[Weight], shapes: Mapping[str, S
     """(our name, tensor), each once. What several of theirs say alike is compared."""
     origin: dict[str, Weight] = {}
     for weight in weights:
-        tensor = reader.read(weight.theirs)
-        if not weight.ours and not bool((tensor == weight.value).all()):
-            raise CheckpointError(f"{weight.theirs}: only {weight.value:g} in every entry can be read")
-        for name, part in weight.cut(tensor, shapes).items():
+        if weight.index is None:
+            found = _parts(reader, weight, shapes)
+        elif weight.index == 0:
+            found = {weight.ours[0]: _stacked(reader, weights, weight.ours[0], shapes)}
+        else:
+            continue  # read together with the first
+        for name, part in found.items():
             if name not in origin:
                 origin[name] = weight
                 yield name, part
-            elif not torch.equal(part, origin[name].cut(reader.read(origin[name].theirs), shapes)[name]):
+            elif not torch.equal(part, _parts(reader, origin[name], shapes)[name]):
                 raise CheckpointError(f"{weight.theirs}: not the same as {origin[name].theirs}, which shares it")
+
+
+def _parts(reader: ShardReader, weight: Weight, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """What one of theirs says of ours. CheckpointError: it does not fit, or it is a constant and has another value."""
+    tensor = reader.read(weight.theirs)
+    found = weight.cut(tensor, shapes)
+    if not weight.ours and not bool((tensor == weight.value).all()):
+        raise CheckpointError(f"{weight.theirs}: only {weight.value:g} in every entry can be read")
+    return found
+
+
+def _stacked(reader: ShardReader, weights: Sequence[Weight], name: str, shapes: Mapping[str, Shape]) -> Tensor:
+    """The one of ours that several of theirs are the entries of."""
+    entries = sorted((weight for weight in weights if weight.ours == (name,)), key=lambda weight: weight.index)
+    return torch.stack([_parts(reader, weight, shapes)[name] for weight in entries])

@@ -18,6 +18,7 @@ class Weight:
     """One tensor of theirs: `scale` times ours, joined along `dim`; or, without any of ours, `value` in every entry.
 
     theirs: its name. ours: names in our state_dict. shape, value: of a constant alone.
+    index: theirs is one entry, along the first dimension, of the one of ours; all entries make it up.
     """
 
     theirs: str
@@ -26,6 +27,7 @@ class Weight:
     scale: float = 1.0
     shape: Shape = ()
     value: float = 0.0
+    index: int | None = None
 
     def join(self, read: Callable[[str], Tensor], dtype: torch.dtype) -> Tensor:
         """Their tensor. read: our tensor by its name. dtype: of a constant."""
@@ -33,27 +35,31 @@ class Weight:
             return torch.full(self.shape, self.value, dtype=dtype)
         parts = [read(name) for name in self.ours]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.dim)
+        joined = joined if self.index is None else joined[self.index]
         return joined if self.scale == 1.0 else joined * self.scale
 
     def joined_shape(self, shapes: Mapping[str, Shape]) -> Shape:
         """The shape of their tensor."""
         if not self.ours:
             return self.shape
+        if self.index is not None:
+            return shapes[self.ours[0]][1:]
         shape = list(shapes[self.ours[0]])
         if len(self.ours) > 1:
             shape[self.dim] = sum(shapes[name][self.dim] for name in self.ours)
         return tuple(shape)
 
     def cut(self, theirs: Tensor, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """{our name: tensor}, the other way. CheckpointError: their tensor has another shape."""
+        """{our name: tensor, or its entry}, the other way. CheckpointError: their tensor has another shape."""
         wanted = self.joined_shape(shapes)
         if tuple(theirs.shape) != wanted:
             raise CheckpointError(f"{self.theirs}: shape {tuple(theirs.shape)}, and the config asks for {wanted}")
         parts = [theirs]
         if len(self.ours) > 1:
             parts = theirs.split([shapes[name][self.dim] for name in self.ours], dim=self.dim)
-        scaled = parts if self.scale == 1.0 else [part / self.scale for part in parts]
-        return dict(zip(self.ours, scaled, strict=True))
+        if self.scale != 1.0:
+            parts = [part.to(torch.promote_types(part.dtype, torch.float32)) / self.scale for part in parts]
+        return dict(zip(self.ours, parts, strict=True))
 
 
 def renamed(theirs: str, ours: str, names: Iterable[str]) -> list[Weight]:
@@ -64,6 +70,11 @@ def renamed(theirs: str, ours: str, names: Iterable[str]) -> list[Weight]:
 def scaled(weight: Weight, scale: float) -> Weight:
     """The same, theirs `scale` times ours."""
     return replace(weight, scale=scale)
+
+
+def entries(theirs: str, ours: str, count: int) -> list[Weight]:
+    """One of theirs for each entry of ours, such as the experts of a mixture. theirs: with {} for the number."""
+    return [Weight(theirs.format(i), (ours,), index=i) for i in range(count)]
 
 
 def check_complete(weights: Sequence[Weight], ours: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import QKVO, mamba2_weights, norm, rope, rope_theta
+from hybridlm.export.families.parts import QKVO, mamba2_weights, norm, rope, rope_theta, unlimited_steps
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import Half, allowed, mixed, mixer_halves, mlp_halves, needed, outer, pairs, plain, unpaired
@@ -179,9 +179,7 @@ def read_mamba2(fields: Fields, d: int | None) -> dict[str, Any]:
     expand, heads = fields.take("mamba_expand", 2, (int, float)), fields.take("mamba_n_heads", 128, int)
     fields.must("mamba_conv_bias", True)
     fields.must("mamba_proj_bias", False)
-    low, high = fields.take("time_step_limit", (0.0, float("inf")), (list, tuple))
-    if low != 0.0 or high != float("inf"):
-        fields.refuse(f"time_step_limit: {(low, high)}; only (0, inf), no limit, can be read")
+    unlimited_steps(fields)
     fields.neutral("mamba_chunk_size")
     width = fields.take("mamba_d_head", "auto", (int, str))
     return {

@@ -28,6 +28,14 @@ def mamba2_weights(theirs: str, half: Half) -> list[Weight]:
     return renamed(theirs, half.prefix, (*MAMBA2, *gated))
 
 
+def unlimited_steps(fields: Fields) -> None:
+    """time_step_limit, which has to be none: (0, inf), however infinity is written in JSON."""
+    given = fields.take("time_step_limit", [0.0, float("inf")])
+    infinite = (float("inf"), "Infinity", "inf", {"__float__": "Infinity"}, None)
+    if not (isinstance(given, list) and len(given) == 2 and given[0] == 0 and given[1] in infinite):
+        fields.refuse(f"time_step_limit: {given!r}; only [0, infinity], no limit, can be read")
+
+
 # ----------------------------------------------------------------------------------------------------- rotary positions
 def rope(theta: float) -> dict[str, Any]:
     """Rotary positions of a base, as transformers 5 and as others read them."""
@@ -36,16 +44,26 @@ def rope(theta: float) -> dict[str, Any]:
 
 def rope_theta(fields: Fields, default: float = 10000.0) -> float:
     """The base of rotary positions. Anything but plain rotary positions over the whole head is noted as a misfit."""
-    old = fields.take("rope_theta", default, float)
-    scaling = fields.take("rope_scaling", None)
-    said = fields.take("rope_parameters", None) or scaling or {}
-    kind = said.get("rope_type", said.get("type", "default"))
-    if kind != "default":
-        fields.refuse(f"rope_parameters.rope_type: {kind!r}; only 'default' can be read")
-    if said.get("partial_rotary_factor", 1.0) != 1.0 or fields.take("partial_rotary_factor", 1.0) != 1.0:
+    theta = fields.take("rope_theta", default, float)
+    if fields.take("partial_rotary_factor", 1.0) != 1.0:
         fields.refuse("partial_rotary_factor: only whole heads can be rotated")
-    known = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-    for name in said:
-        if name not in known and kind == "default":
-            fields.refuse(f"rope_parameters.{name}: {said[name]!r} is unknown")
-    return float(said.get("rope_theta", old))
+    for name in ("rope_parameters", "rope_scaling"):
+        said = fields.take(name, {}, dict) or {}
+        _plain_rope(fields, name, said)
+        theta = said.get("rope_theta", theta)
+    return theta
+
+
+def _plain_rope(fields: Fields, name: str, said: dict[str, Any]) -> None:
+    """Note what a field says of positions, if it is anything but their base."""
+    plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
+    for word, value in said.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if word == "rope_theta" and not number:
+            fields.refuse(f"{name}.rope_theta: {value!r} is no number")
+        elif word != "rope_theta" and value != plain.get(word, _UNKNOWN):
+            known = f"only {plain[word]!r} can be read" if word in plain else "is unknown, and may change the positions"
+            fields.refuse(f"{name}.{word}: {value!r}; {known}")
+
+
+_UNKNOWN = object()

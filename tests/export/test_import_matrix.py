@@ -1,0 +1,58 @@
+"""Every family from checkpoints that transformers wrote: the same logits, and nothing read that is not understood."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import hybridlm as hl
+from hybridlm.errors import ExportError
+from hybridlm.export.family import FAMILIES, family
+from hybridlm.export.fields import Fields
+from hybridlm.export.lift import lift
+from hybridlm.export.proof import LIMIT, prove
+from tests.export.common import draws, randomised, sample
+
+
+def saved(name: str, number: int, folder: Path) -> Path:
+    """A checkpoint of random sizes and random weights, as transformers writes it."""
+    architecture = family(name).architecture
+    config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))
+    torch.manual_seed(number)
+    sizes = sample(name).theirs(Random(f"{name} {number}"))
+    model = getattr(transformers, architecture)._from_config(config(**sizes), attn_implementation="eager")
+    randomised(model, number).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "number"), draws(6))
+def test_same_logits(name, number, tmp_path, record_property):
+    lift(saved(name, number, tmp_path / "theirs"), tmp_path / "ours")
+    proof = prove(hl.load(tmp_path / "ours"), tmp_path / "theirs")
+    record_property("errors", str(dict(proof.errors)))
+    assert max(proof.errors.values()) <= LIMIT
+
+
+@cache
+def config(name: str) -> dict[str, Any]:
+    """What is in a config.json that can be read."""
+    with TemporaryDirectory() as folder:
+        return json.loads((saved(name, 0, Path(folder)) / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"), [(name, *pair) for name in FAMILIES for pair in sample(name).unread]
+)
+def test_what_changes_the_mathematics_is_refused_by_name(name, field, value):
+    names = [field, *(value if isinstance(value, dict) else ())]
+    family(name).spec(Fields(config(name), "config.json"))
+    with pytest.raises(ExportError, match="|".join(names)):
+        family(name).spec(Fields({**config(name), field: value}, "config.json"))

@@ -17,6 +17,7 @@ from hybridlm.train.metrics import bits_per_byte
 from hybridlm.train.samples import Batch, StepData, inputs_of
 
 CHUNK = 16_384  # tokens of a row that are read at a time
+EVAL_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # of a batch of an evaluation, unless one sample has more
 
 
 class HeldOut:

@@ -2,8 +2,15 @@
 
 Of a budget in minutes, one step of every shape of model is timed here, on one thread of the CPU: a batch drawn,
 forward, backward, AdamW; and the reading of a held-out batch. It counts CPU time, so that other work on the machine
-does not matter. Of a budget in GPU hours nothing is timed: a step takes its FLOPs over a rate, and no less than its
-launches.
+does not matter. Of a budget in GPU hours nothing is timed: the steps of a pack, which is one CUDA graph (captured.py),
+and the readings of held-out samples take their FLOPs over a rate, and no less than a time a layer that is spent on
+kernels too small to fill a GPU.
+
+The constants rest on what 32 packs took on H200s that they shared with one another and with other work: 23 of the
+studies in docs/studies and 9 steps timed apart. Small models take 0.5 to 1.4 ms a member and layer, whatever the mixer;
+the studies of 20 members and two layers 22 to 43 ms a step, those of 12 members and twelve layers 138 to 178, compiled.
+Twelve members of 11.7M parameters got through 4.4e13 (attention) to 9.4e13 (Mamba-2) bf16 FLOPs a second, and in
+float32, without TF32, through 2.4e13 as they were read. What is predicted is 1.2 to 1.5 times what these studies took.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from hybridlm.ablate.arms import Arm
+from hybridlm.ablate.measure import CHUNK, EVAL_TOKENS
 from hybridlm.ablate.parts import Data
 from hybridlm.ablate.study import Study
 from hybridlm.ablate.subject import length_of
@@ -36,10 +44,16 @@ TIMED = 3
 """Steps that are timed after the first, of which the fastest counts."""
 ENOUGH = 1.0
 """Seconds after which no more are timed."""
-GPU_RATE = {"float32": 2.0e13, "bf16": 1.0e14}
-"""FLOPs a second that small models get out of an H200, well below its peak."""
-LAUNCH = 1.5e-3
-"""Seconds a layer and step of a pack on a GPU, forward and backward, however small it is."""
+GPU_RATE = {"float32": 2.0e13, "bf16": 5.0e13}
+"""FLOPs a second that the members of a pack get out of an H200 together, well below its peak."""
+KERNELS = 1.2e-3
+"""Seconds a member, layer and step of a pack on a GPU, forward, backward and AdamW, however small they are."""
+LAUNCHES = 5.0e-3
+"""Seconds a layer and batch that are read on a GPU, which is no graph: launches, hooks, a wait for the host."""
+BEGIN = 10.0
+"""Seconds until a pack on a GPU takes its first step: a process, a context, the first kernels."""
+REPLACED = 3
+"""Readings of the held-out samples for a branch that is knocked out: for its mean, with that, with zero."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +85,8 @@ def predict(study: Study) -> Prediction:
     own = [arm for arm in study.arms if first[arm.spec] is arm]
     if study.budget is not None and study.budget.gpu_hours is not None:
         arms = {arm.name: _gpu_seconds(study, arm) for arm in own}
-        rate = f"{GPU_RATE[study.train.precision]:.0e} FLOPs a second and {LAUNCH * 1e3:g} ms a layer and step at least"
-        return Prediction(_all(study, arms, first), sum(arms.values()), f"from FLOPs: {rate}, on one GPU")
+        rate = f"{GPU_RATE[study.train.precision]:.0e} FLOPs a second and {KERNELS * 1e3:g} ms a run, layer and step"
+        return Prediction(_all(study, arms, first), sum(arms.values()), f"from FLOPs: {rate} at least, on one H200")
     alike = {_shape(arm.spec): arm for arm in own}
     with _one_thread():
         timings = {shape: time_arm(study, arm) for shape, arm in alike.items()}
@@ -170,10 +184,15 @@ def _cpu_seconds(study: Study, arm: Arm, timing: Timing) -> float:
 def _readings(study: Study, arm: Arm) -> float:
     """Samples of the training length that a run reads without gradients: tests on the way, at the end, knock-outs."""
     cost, length = model_cost(arm.spec), length_of(study.data)
-    branches = sum(len(layer.mixers) for layer in cost.layers)
-    held_out = study.data.held_out * (study.train.steps // study.train.eval_every + branches)
     lengths = [(test.held_out, length_of(test)) for test in study.eval]
-    return held_out + sum(n * cost.forward(t).total / cost.forward(length).total for n, t in lengths)
+    tests = sum(n * cost.forward(t).total / cost.forward(length).total for n, t in lengths)
+    return study.data.held_out * _times(study, arm) + tests
+
+
+def _times(study: Study, arm: Arm) -> int:
+    """How often a run reads its held-out samples: on the way, and for every branch that is knocked out."""
+    branches = sum(len(layer.mixers) for layer in model_cost(arm.spec).layers)
+    return -(-study.train.steps // study.train.eval_every) + REPLACED * branches
 
 
 @contextmanager
@@ -188,12 +207,20 @@ def _one_thread() -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------------------------------ on a GPU
 def _gpu_seconds(study: Study, arm: Arm) -> float:
-    """All runs of an arm on one GPU, its members stacked: they share launches, not FLOPs."""
+    """All runs of an arm as one pack on a GPU: members share it, but neither FLOPs nor kernels."""
     train, length, runs = study.train, length_of(study.data), study.seeds * len(study.lr)
-    rate, launches = GPU_RATE[train.precision], LAUNCH * len(model_cost(arm.spec).layers)
-    step = max(arm.cost.flops_train * length * train.batch_size * runs / rate, launches)
-    reading = _readings(study, arm) * model_cost(arm.spec).forward(length).total * runs / rate
-    return train.steps * step + reading
+    flops = arm.cost.flops_train * length * train.batch_size * runs
+    kernels = KERNELS * len(model_cost(arm.spec).layers) * runs
+    step = max(flops / GPU_RATE[train.precision], kernels)
+    tests = [(study.data, _times(study, arm)), *((test, 1) for test in study.eval)]
+    return BEGIN + train.steps * step + runs * sum(times * _reading(arm, data) for data, times in tests)
+
+
+def _reading(arm: Arm, data: Data) -> float:
+    """The held-out samples of data once by one run on a GPU, in float32: a long sample in pieces of CHUNK."""
+    cost, length = model_cost(arm.spec), length_of(data)
+    batches = -(-data.held_out // max(1, EVAL_TOKENS["cuda"] // length)) * -(-length // CHUNK)
+    return max(data.held_out * cost.forward(length).total / GPU_RATE["float32"], LAUNCHES * batches * len(cost.layers))
 
 
 def readable_time(seconds: float) -> str:

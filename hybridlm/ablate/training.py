@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hybridlm.ablate.captured import Captured
 from hybridlm.ablate.knockout import knockouts
-from hybridlm.ablate.measure import HeldOut, better, measure
+from hybridlm.ablate.measure import EVAL_TOKENS, HeldOut, better, measure
 from hybridlm.ablate.pack import Members, RowAdamW, Way, apart, best_way, stacked
 from hybridlm.ablate.results import Metrics, Result
 from hybridlm.ablate.subject import length_of, text_path
@@ -38,7 +38,6 @@ from hybridlm.train.samples import Batch, StepData, mix
 if TYPE_CHECKING:
     from hybridlm.ablate.study import Data, Study, Trial
 
-EVAL_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # of a batch of an evaluation, unless one sample has more
 WAYS = {  # to the gradients of a pack
     "apart": lambda members, train: apart(members, train.precision),
     "stacked": lambda members, train: stacked(members, train.precision),

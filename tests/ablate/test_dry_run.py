@@ -76,7 +76,7 @@ def test_steps_are_timed_for_every_shape_and_not_for_every_arm(monkeypatch):
     predicted = predict(small(match=None, budget={"minutes": 1, "cores": 1}))
     assert len(timed) == 2  # with attention and without, wherever it stands
     assert predicted.arms["ratio=0,where=front"] == 0  # it shares the runs of another
-    readings = 16 * (2 + 4) * 0.03 / 4
+    readings = 16 * (2 + 3 * 4) * 0.03 / 4  # a branch that is knocked out is read for its mean, with it, with zero
     each = 3 * (10 * (0.1 + 0.01) + readings)
     assert predicted.arms["ratio=1,where=front"] == pytest.approx(each)
     assert predicted.seconds == pytest.approx(3 * each)
@@ -106,9 +106,22 @@ batch = timing._batch
 def test_a_gpu_s_time_follows_from_flops_and_launches(monkeypatch):
     monkeypatch.setattr(timing, "time_arm", None)  # nothing is timed
     study = small(budget={"gpu_hours": 1})
-    few = predict(study).seconds
-    assert few == pytest.approx(3 * 10 * 4 * timing.LAUNCH, rel=0.1)
-    assert predict(small(budget={"gpu_hours": 1}, train={"steps": 20})).seconds > 1.5 * few
+    few = predict(study).arms["ratio=1,where=front"]
+    each = 10 * 4 * timing.KERNELS + 4 * timing.LAUNCHES * (2 + 3 * 4)  # of 3 seeds: 4 layers, 10 steps, readings
+    assert few == pytest.approx(timing.BEGIN + 3 * each)
+    large = small(budget={"gpu_hours": 1}, train={"steps": 10, "batch_size": 40_000, "eval_every": 5})
+    arm = large.arm("ratio=1,where=front")
+    steps = 10 * 3 * 40_000 * 16 * arm.cost.flops_train / timing.GPU_RATE["float32"]
+    assert predict(large).arms[arm.name] - few == pytest.approx(steps - 3 * 10 * 4 * timing.KERNELS)
+
+
+def test_a_gpu_reads_long_samples_in_pieces_and_pays_for_their_attention():
+    """A test of 2^20 tokens is 64 pieces a sample; attention to all of them is what takes the time."""
+    params = {"vocab_size": 32, "length": 2**20}
+    study = small(match=None, eval=[{"name": "long", "task": "induction_heads", "params": params, "held_out": 2}])
+    without, with_one = study.arm("ratio=0,where=front"), study.arm("ratio=1,where=front")
+    assert timing._reading(without, study.eval[0]) == pytest.approx(2 * 64 * 4 * timing.LAUNCHES)
+    assert timing._reading(with_one, study.eval[0]) > 2 * timing._reading(without, study.eval[0])
 
 
 def test_a_study_over_its_budget_is_refused_with_what_would_fit():

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from hybridlm.ablate.predict import predict, require_budget
 from hybridlm.ablate.study import Study
 from hybridlm.resources import config_names, config_path
 
@@ -21,6 +22,7 @@ WANTED = [
     "placement",
     "a-init",
     "length-extrapolation",
+    "length-of-attention",
 ]
 
 
@@ -42,6 +44,30 @@ def test_a_shipped_study_reads_without_a_warning(name):
 
 def test_no_study_ships_that_is_not_named_here():
     assert {f"studies/{name}.yaml" for name in WANTED} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", [name for name in WANTED if not name.startswith("recall-rescue")])
+def test_a_study_for_a_gpu_fits_into_its_budget(name):
+    """With seeds and learning rates enough: five for a task, three for text, four rates."""
+    study = shipped(name)
+    require_budget(study, predict(study))
+    assert study.seeds >= (5 if study.data.task else 3)
+    assert len(study.lr) >= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "took"),
+    [
+        ("state-size-ladder", (), 476),
+        ("state-tracking", (), 320),
+        ("selection-against-lti", ("h3",), 587),
+        ("ratio-curve", ("ratio=0", "ratio=1"), 1700),
+    ],
+)
+def test_a_prediction_is_at_most_twice_what_was_measured(name, left_out, took):
+    """Seconds of H200s from the packs' first trial.yaml to their last result.json, of the arms that had finished."""
+    arms = predict(shipped(name)).arms
+    assert took < sum(arms[arm] for arm in arms if arm not in left_out) < 2 * took
 
 
 def test_the_ratio_curve_is_of_twelve_layers_and_equal_parameters():

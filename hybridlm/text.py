@@ -103,7 +103,17 @@ def codec_of(folder: str | Path) -> Codec:
 
     folder: a run, its model/, or any folder that `hl.save` wrote.
     """
+    file = tokenizer_file(folder)
+    return ByteCodec() if file is None else FileCodec(file)
+
+
+def tokenizer_file(folder: str | Path) -> Path | None:
+    """The tokenizer.json of a saved model or a run, if it has one."""
+    found = [place / TOKENIZER for place in places(folder) if (place / TOKENIZER).is_file()]
+    return found[0] if found else None
+
+
+def places(folder: str | Path) -> list[Path]:
+    """Where the files of a saved model or a run may be: a run has its model in model/, and the rest beside that."""
     folder = Path(folder)
-    places = [folder, folder / "model"] + ([folder.parent] if folder.name == "model" else [])
-    found = [place / TOKENIZER for place in places if (place / TOKENIZER).is_file()]
-    return FileCodec(found[0]) if found else ByteCodec()
+    return [folder, folder / "model"] + ([folder.parent] if folder.name == "model" else [])

@@ -1,0 +1,175 @@
+"""The own format as a folder for the Hugging Face Hub: what `hl.load` reads, and what a visitor expects to find."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hybridlm import __version__
+from hybridlm.checks import whole
+from hybridlm.compose.build import CONFIG, Saved, build, check_weights, config_text, read_saved
+from hybridlm.compose.cost import model_cost
+from hybridlm.compose.model import HybridLM
+from hybridlm.compose.spec import ModelSpec
+from hybridlm.errors import CheckpointError, ExportError
+from hybridlm.export.tokenizer import TEXT_FILES, Text, text_of, write_tokenizer
+from hybridlm.files import as_path, changing, write_manifest
+from hybridlm.shards import FORMS, MAX_BYTES, Entry, entries_of, write_shards
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model in memory or in a folder: its resolved spec, and its tensors, which come one at a time."""
+
+    spec: ModelSpec
+    entries: list[Entry]
+    model: HybridLM | None = None
+    saved: Saved | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is saved, if it is."""
+        return None if self.saved is None else self.saved.folder
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all."""
+        return iter(self.model.state_dict().items() if self.saved is None else self.saved.weights)
+
+
+def write_own(
+    source: HybridLM | str | Path,
+    out: str | Path,
+    *,
+    max_shard_bytes: int = MAX_BYTES,
+    tokenizer: str | Path | None = None,
+    replaces: Iterable[str] = (),
+    beside: Callable[[Path], None] | None = None,
+) -> ModelSpec:
+    """Write a model as `hl.load` reads it, with tokenizer, generation settings and a model card; its spec.
+
+    source: a model, a run folder, or a folder that `hl.save` wrote, which is read tensor by tensor. max_shard_bytes: of
+    tensors in one file. tokenizer: "bytes" or a tokenizer.json, where the source does not say. replaces: names of files
+    in `out` that go when the new ones come, besides weights and tokenizers. beside: writes further files into the
+    folder that it is given, before all of it is put in place.
+
+    What was written is read again and compared with the source, bit by bit, before it is put in place.
+
+    ExportError: the tokenizer does not fit. CheckpointError: the source is damaged. OSError: a full disk, say. `out` is
+    then as it was.
+    """
+    whole("max_shard_bytes", max_shard_bytes, high=1 << 62)
+    origin = origin_of(source)
+    text = text_of(origin.folder, origin.spec, tokenizer)
+    with changing(as_path(out, ExportError), replaces=(*FORMS, *TEXT_FILES, *replaces)) as staged:
+        files = write_shards(staged, origin.entries, origin.tensors(), max_bytes=max_shard_bytes)
+        (staged / CONFIG).write_text(config_text(origin.spec), encoding="utf-8")
+        names = write_tokenizer(staged, text)
+        (staged / CARD).write_text(card(origin, text), encoding="utf-8")
+        write_manifest(staged, [*files, CONFIG, CARD, *names])
+        require_same(origin, staged)
+        if beside is not None:
+            beside(staged)
+    return origin.spec
+
+
+def origin_of(source: HybridLM | str | Path) -> Origin:
+    """What is to be exported. CheckpointError: nothing there, damaged, or weights that do not fit the spec."""
+    if isinstance(source, HybridLM):
+        tensors = source.state_dict()
+        if any(tensor.is_meta for tensor in tensors.values()):
+            raise CheckpointError("the model has no weights yet: it was built on the meta device")
+        return Origin(source.spec, entries_of(tensors.items()), model=source)
+    saved = read_saved(as_path(source, ExportError))
+    model = build(saved.spec, device="meta")
+    check_weights(model, saved.weights.entries, str(saved.folder))
+    return Origin(model.spec, list(saved.weights.entries.values()), saved=saved)
+
+
+def require_same(origin: Origin, folder: Path) -> None:
+    """ExportError unless a folder holds the spec and the tensors of a source, bit by bit. One tensor is in memory."""
+    written = read_saved(folder)
+    model = build(written.spec, device="meta")
+    check_weights(model, written.weights.entries, str(folder))
+    faults = [] if model.spec == origin.spec else ["the spec"]
+    faults += [name for name, tensor in origin.tensors() if not _same_bits(tensor, written.weights.read(name))]
+    if faults:
+        raise ExportError(f"what was written is not what was read: {', '.join(faults)}; nothing was put in place")
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    left, right = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b))
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(left, right)
+
+
+def card(origin: Origin, text: Text | None) -> str:
+    """README.md: what the model is and how it is loaded, with gaps for what only its maker knows."""
+    spec = origin.spec
+    dtypes = Counter(str(entry.dtype).removeprefix("torch.") for entry in origin.entries)
+    rows = {
+        "parameters": f"{model_cost(spec).parameters:,} ({', '.join(name for name, _ in dtypes.most_common())})",
+        "width": f"{spec.d_model:,}",
+        "vocabulary": "none" if spec.vocab_size is None else f"{spec.vocab_size:,}",
+        "text": _said_of(text),
+    }
+    return CARD_TEXT.format(
+        task="pipeline_tag: text-generation\n" if spec.is_language_model else "",
+        version=__version__,
+        pattern=spec.pattern if len(spec.pattern) <= LENGTH else f"{spec.pattern[:LENGTH]}...",
+        rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        use="" if text is None else GENERATE,
+    )
+
+
+def _said_of(text: Text | None) -> str:
+    if text is None:
+        return "none: no tokenizer belongs to it"
+    return "bytes of UTF-8, a token each" if text.path is None else "by tokenizer.json"
+
+
+LENGTH = 2000
+"""Characters of a pattern that a page has room for."""
+GENERATE = """
+```sh
+hybridlm generate FOLDER --prompt "Once upon a time"
+```
+"""
+CARD_TEXT = """---
+library_name: hybridlm
+{task}tags:
+- hybridlm
+---
+
+# Model
+
+Composed with hybridlm {version}, from this pattern of layers:
+
+```text
+{pattern}
+```
+
+| | |
+|---|---|
+{rows}
+
+What it was trained on, what it is good for, where it fails, and its license: to be written.
+
+## Use
+
+FOLDER is where this file lies.
+
+```python
+import hybridlm as hl
+
+model = hl.load("FOLDER")
+```
+{use}
+config.json holds the whole spec, manifest.json size and sha256 of each file, which `hl.load` compares. When the folder
+was written, each tensor was read again and was the one that it was made of, bit by bit.
+"""

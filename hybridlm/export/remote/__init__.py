@@ -6,7 +6,7 @@ of our modules into one that needs torch and transformers, and nothing of hybrid
     write.py                    the folder
     bundle.py                   the file; reach.py: what is needed; trim.py: what is cut out; source.py and
                                 scopes.py: what names mean
-    modeling.py, cache.py, configuration.py, parts.py, plain.py, reshape.py
+    modeling.py, cache.py, configuration.py, parts.py, table.py, plain.py, reshape.py
                                 stand in exports beside our layers
 
 The folder is one of our own format as well: `hybridlm.load` reads it.

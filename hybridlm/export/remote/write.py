@@ -133,12 +133,13 @@ def modeling_text(stack: Stack) -> str:
 
 def _tables(tables: dict[str, dict[str, Part]]) -> str:
     """The module that says which classes the names of this model's parts mean."""
-    lines = ['"""The mixers and MLPs of this model by their names."""', ""]
+    lines = ['"""The mixers and MLPs of this model by their names."""', "", f"from {HERE}.table import Table"]
     parts = {name: part.cls for table in tables.values() for name, part in table.items()}
     lines += [f"from {cls.__module__} import {cls.__qualname__} as part_{i}" for i, cls in enumerate(parts.values())]
     at = {name: f"part_{i}" for i, name in enumerate(parts)}
     for table, held in tables.items():
-        lines += ["", f"{table} = {{{', '.join(f'{name!r}: {at[name]}' for name in sorted(held))}}}"]
+        entries = ", ".join(f'"{name}": {at[name]}' for name in sorted(held))
+        lines += ["", f"{table} = Table({{{entries}}})"]
     return "\n".join(lines) + "\n"
 
 

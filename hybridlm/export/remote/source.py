@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -55,8 +55,8 @@ class Definition:
 class Source:
     """One module: its text as bytes, since that is what the syntax tree counts in."""
 
-    def __init__(self, module: str, text: str, package: bool):
-        self.module, self.package = module, package
+    def __init__(self, module: str, text: str):
+        self.module = module
         self.text = _unquoted(text).encode()
         self.tree = ast.parse(self.text)
         self.definitions: dict[str, Definition] = {}
@@ -162,12 +162,8 @@ class Library:
 
     def _load(self, module: str) -> Source:
         if module in self.given:
-            return Source(module, self.given[module], package=False)
-        spec = importlib.util.find_spec(module)
-        if spec is None or not str(spec.origin).endswith(".py"):
-            raise SpecError(f"{module}: its source is not there to be copied; put it into a file of a package")
-        with open(spec.origin, encoding="utf-8") as file:
-            return Source(module, file.read(), spec.submodule_search_locations is not None)
+            return Source(module, self.given[module])
+        return Source(module, text_of(module))
 
     def holds(self, module: str) -> bool:
         """Whether the module's text is taken in."""
@@ -210,6 +206,15 @@ class Library:
     def _named(self, pair: tuple[str, str]) -> Meaning:
         module, name = pair
         return self._other(Target(module, name)) if self.holds(module) else External(module, name, name)
+
+
+def text_of(module: str) -> str:
+    """A module's text. SpecError: it has none, being typed in, or compiled."""
+    path = vars(importlib.import_module(module)).get("__file__")
+    if not str(path).endswith(".py"):
+        raise SpecError(f"{module}: its source is not there to be copied; put it into a file of a package")
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan, Stack, plan
 from hybridlm.errors import ExportError, SpecError
 from hybridlm.export.remote.bundle import bundle
-from hybridlm.export.remote.source import Library, Target
+from hybridlm.export.remote.source import Library, Target, text_of
 from hybridlm.files import MANIFEST, write_manifest
 
 HERE = "hybridlm.export.remote"
@@ -64,7 +63,7 @@ def write_remote(model: HybridLM, folder: str | Path) -> None:
     stack = plan(model.spec)
     if said := misfits(stack):
         raise ExportError("remote-code: this model is no language model:\n  " + "\n  ".join(said))
-    texts = {f"{MODELING}.py": modeling_text(stack), f"{CONFIGURATION}.py": _own_text("configuration")}
+    texts = {f"{MODELING}.py": modeling_text(stack), f"{CONFIGURATION}.py": text_of(f"{HERE}.configuration")}
     folder = Path(folder)
     save(model, folder)
     config = {**json.loads((folder / CONFIG).read_bytes()), **config_of(stack, model.embed.weight.dtype)}
@@ -152,8 +151,3 @@ def _shown(pattern: str) -> str:
     """The pattern, as far as a docstring has room for it."""
     plain = pattern.replace("\\", "").replace('"', "'")
     return plain if len(plain) <= 60 else f"{plain[:60]}..."
-
-
-def _own_text(module: str) -> str:
-    path = importlib.util.find_spec(f"{HERE}.{module}").origin
-    return Path(path).read_text(encoding="utf-8")

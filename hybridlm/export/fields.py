@@ -51,7 +51,12 @@ class Fields:
         numbers = kind in (int, float) and isinstance(value, bool)
         if numbers or not isinstance(value, (int, float) if kind is float else kind):
             self.problems.append(f"{name}: {value!r} is not what it has to be ({kind})")
+            return None if default is _MISSING else default
         return value
+
+    def null(self, name: str) -> bool:
+        """Whether a field is there and says null, which some families tell from one that is missing."""
+        return name in self.config and self.config[name] is None
 
     def must(self, name: str, *values: Any, default: Any = _MISSING, why: str = "") -> None:
         """Refuse any other value of a field. default: what it means if it is missing; without any, the first value."""

@@ -83,15 +83,15 @@ def unpaired(stack: Stack) -> list[str]:
     return once(said)
 
 
-def mixed(halves: Iterable[Half]) -> list[str]:
-    """Fields of which halves of one type have several values, where all layers share one setting."""
+def mixed(halves: Iterable[Half], but: Iterable[str] = ()) -> list[str]:
+    """Fields of which halves of one type have several values, where all layers share one setting. but: those may."""
     by_type: dict[str, list[Half]] = {}
     for half in halves:
         by_type.setdefault(half.type, []).append(half)
     said = []
     for kind, of_kind in by_type.items():
         settings = [half.part.to_dict() for half in of_kind]
-        for name in settings[0].keys() - WITHOUT_EFFECT:
+        for name in settings[0].keys() - WITHOUT_EFFECT - set(but):
             values = once(str(setting[name]) for setting in settings)
             if len(values) > 1:
                 said.append(f"{kind}.{name}: {', '.join(values)}; every layer has the same one there")
@@ -111,12 +111,14 @@ def plain(stack: Stack, *, mixers: int = 1) -> list[str]:
     return once(said)
 
 
-def outer(stack: Stack) -> list[str]:
-    """What is not token ids in, RMSNorm, and logits of the next token out."""
+def outer(stack: Stack, *, fp32: bool = False) -> list[str]:
+    """What is not token ids in, RMSNorm, and logits of the next token out. fp32: a stream in float32 can be said."""
     spec = stack.spec
     said = [] if spec.is_language_model else [f"embed: {spec.embed}, head: {spec.head}; a language model is needed"]
     if spec.norm != "rmsnorm":
         said.append(f"norm: {spec.norm}; only rmsnorm is known there")
+    if spec.residual_in_fp32 and not fp32:
+        said.append("residual_in_fp32: true; the residual stream has the dtype of the weights there")
     return said
 
 

@@ -127,8 +127,8 @@ def _stepped(theirs: Any, ids: Tensor, prompt: int) -> Tensor:
     logits, cache = [out.logits.float()], _cache(out)
     for t in range(prompt, ids.shape[1]):
         mask = torch.ones(ids.shape[0], t + 1, dtype=torch.long)
-        more = {"attention_mask": mask, **cache}
-        out = theirs(input_ids=ids[:, t : t + 1], use_cache=True, **more)
+        masked = {} if "cache_params" in cache else {"attention_mask": mask}  # as in generate
+        out = theirs(input_ids=ids[:, t : t + 1], use_cache=True, **masked, **cache)
         logits.append(out.logits.float())
         cache = _cache(out)
     return torch.cat(logits, dim=1)

@@ -54,7 +54,7 @@ class Weight:
         wanted = self.joined_shape(shapes)
         if tuple(theirs.shape) != wanted:
             raise CheckpointError(f"{self.theirs}: shape {tuple(theirs.shape)}, and the config asks for {wanted}")
-        parts = [theirs]
+        parts = [theirs] if self.ours else []
         if len(self.ours) > 1:
             parts = theirs.split([shapes[name][self.dim] for name in self.ours], dim=self.dim)
         if self.scale != 1.0:

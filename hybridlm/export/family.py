@@ -16,7 +16,11 @@ from hybridlm.export.weights import Weight
 
 FAMILIES = (  # by how widely they are served: `auto` takes the first that fits
     "llama",
+    "mistral",
+    "mamba2",
+    "mamba",
     "granite_hybrid",
+    "granite_swa",
 )
 SOURCES: tuple[str, ...] = ()  # read, and never written
 

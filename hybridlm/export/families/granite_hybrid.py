@@ -6,7 +6,16 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import QKVO, mamba2_weights, norm, rope, rope_theta, unlimited_steps
+from hybridlm.export.families.parts import (
+    QKVO,
+    head_scale,
+    mamba2_weights,
+    norm,
+    rope,
+    rope_theta,
+    unlimited_steps,
+    unscaled,
+)
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import Half, allowed, mixed, mixer_halves, mlp_halves, needed, outer, pairs, plain, unpaired
@@ -32,6 +41,11 @@ class GraniteHybrid(Family):
         attention, mamba = of_type(mixers, "attention"), of_type(mixers, "mamba2")
         return [
             *([] if mamba else ["pattern: no mamba2 in it; the family is for hybrids"]),
+            *(
+                []
+                if attention
+                else ["pattern: no attention in it; without any, transformers cannot decode step by step"]
+            ),
             *needed(attention, lambda c: c.head_dim * c.heads == d, "head_dim: it is d_model / heads there"),
             *needed(attention, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
             *needed(mamba, lambda c: c.gated_norm, "gated_norm: false; every layer has the norm there"),
@@ -67,8 +81,7 @@ class GraniteHybrid(Family):
         return found
 
     def spec(self, fields: Fields) -> ModelSpec:
-        for name in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
-            fields.must(name, 1, 1.0)
+        unscaled(fields)
         fields.must("num_local_experts", 0, default=8)
         fields.must("hidden_act", "silu", "swish")
         fields.neutral("num_experts_per_tok", "intermediate_size")
@@ -77,17 +90,7 @@ class GraniteHybrid(Family):
 
 
 def _attention(stack: Stack) -> dict[str, Any]:
-    """Of a stack without attention, heads that divide its width: the config has to name some."""
-    found = of_type(mixer_halves(stack), "attention")
-    if not found:
-        return {
-            "num_attention_heads": 1,
-            "num_key_value_heads": 1,
-            "attention_multiplier": stack.spec.d_model**-0.5,
-            "position_embedding_type": "nope",
-            "attention_bias": False,
-        }
-    heads = found[0].config
+    heads = of_type(mixer_halves(stack), "attention")[0].config
     return {
         "num_attention_heads": heads.heads,
         "num_key_value_heads": heads.kv_heads,
@@ -161,10 +164,7 @@ def _read_attention(fields: Fields, d: int | None, heads: int | None) -> dict[st
     rotary = fields.take("position_embedding_type", "nope") == "rope"
     fields.must("position_embedding_type", "rope", "nope", default="nope")
     theta = rope_theta(fields)
-    if d and heads:
-        scale = fields.take("attention_multiplier", 1.0, float)
-        if abs(scale * (d // heads) ** 0.5 - 1) > 1e-6:
-            fields.refuse(f"attention_multiplier: {scale}; only head_dim ** -0.5 can be read")
+    head_scale(fields, d, heads)
     return {
         "type": "attention",
         "heads": heads,

@@ -20,57 +20,82 @@ class Llama(Family):
     served_by = ("vLLM", "SGLang", "llama.cpp", "transformers")
 
     def misfits(self, stack: Stack) -> list[str]:
-        if said := outer(stack) + plain(stack):
+        if said := not_decoder(stack, "attention"):
             return said
-        mixers, mlps = mixer_halves(stack), mlp_halves(stack)
-        wrong = allowed(mixers, ["attention"], "mixer") + allowed(mlps, ["swiglu"], "MLP")
-        if wrong := wrong + unpaired(stack):
-            return wrong
+        mixers = mixer_halves(stack)
         return [
-            *needed(mixers, lambda c: c.rope, "rope: false; every layer has rotary positions there"),
-            *needed(mixers, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+            *not_rotary(mixers),
             *needed(mixers, lambda c: stack.spec.d_model % c.heads == 0, "heads: it has to divide d_model there"),
             *mixed(mixers),
-            *mixed(mlps),
+            *mixed(mlp_halves(stack)),
         ]
 
     def config(self, stack: Stack, max_length: int) -> dict[str, Any]:
-        layers = pairs(stack)
-        (heads, mlp), spec = ((half.config for half in layers[0]), stack.spec)
-        return {
-            "num_hidden_layers": len(layers),
-            "intermediate_size": mlp.width,
-            "num_attention_heads": heads.heads,
-            "num_key_value_heads": heads.kv_heads,
-            "head_dim": heads.head_dim,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "max_position_embeddings": max_length,
-            "rms_norm_eps": spec.norm_eps,
-            **rope(heads.rope_theta),
-        }
+        return {**said_of_decoder(stack, max_length), "attention_bias": False, "mlp_bias": False}
 
     def weights(self, stack: Stack) -> list[Weight]:
-        found = ends(stack, embed="model.embed_tokens.weight", norm="model.norm.weight")
-        for i, (mixer, mlp) in enumerate(pairs(stack)):
-            found += layer_weights(f"model.layers.{i}.", mixer, mlp)
-        return found
+        return decoder_weights(stack)
 
     def spec(self, fields: Fields) -> ModelSpec:
-        fields.must("hidden_act", "silu", "swish")
         fields.must("attention_bias", False)
         fields.must("mlp_bias", False)
-        heads = fields.take("num_attention_heads", kind=int)
-        attention = {
-            "type": "attention",
-            "heads": heads,
-            "kv_heads": fields.take("num_key_value_heads", heads, int),
-            "head_dim": fields.take("head_dim", None, int),
-            "rope": True,
-            "rope_theta": rope_theta(fields),
-        }
-        return decoder(fields, f"A{fields.take('num_hidden_layers', kind=int)}", {"A": {"mixer": attention}})
+        heads = {**read_heads(fields), "type": "attention"}
+        return decoder(fields, f"A{fields.take('num_hidden_layers', kind=int)}", {"A": {"mixer": heads}})
+
+
+# ------------------------------------------------------------------------------------------ of Llama, and its relatives
+def not_decoder(stack: Stack, *mixers: str) -> list[str]:
+    """What is not one of these mixers and SwiGLU in every layer."""
+    if said := outer(stack) + plain(stack):
+        return said
+    wrong = allowed(mixer_halves(stack), mixers, "mixer") + allowed(mlp_halves(stack), ["swiglu"], "MLP")
+    return wrong + unpaired(stack)
+
+
+def not_rotary(mixers: list[Half]) -> list[str]:
+    """Where heads have no rotary positions, or something else besides."""
+    return [
+        *needed(mixers, lambda c: c.rope, "rope: false; every layer has rotary positions there"),
+        *needed(mixers, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+    ]
+
+
+def said_of_decoder(stack: Stack, max_length: int) -> dict[str, Any]:
+    """config.json of a stack whose layers are all alike."""
+    layers = pairs(stack)
+    heads, mlp = (half.config for half in layers[0])
+    return {
+        "num_hidden_layers": len(layers),
+        "intermediate_size": mlp.width,
+        "num_attention_heads": heads.heads,
+        "num_key_value_heads": heads.kv_heads,
+        "head_dim": heads.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": max_length,
+        "rms_norm_eps": stack.spec.norm_eps,
+        **rope(heads.rope_theta),
+    }
+
+
+def decoder_weights(stack: Stack) -> list[Weight]:
+    """Every tensor of theirs."""
+    found = ends(stack, embed="model.embed_tokens.weight", norm="model.norm.weight")
+    for i, (mixer, mlp) in enumerate(pairs(stack)):
+        found += layer_weights(f"model.layers.{i}.", mixer, mlp)
+    return found
+
+
+def read_heads(fields: Fields, kv_heads: int | None = None) -> dict[str, Any]:
+    """Rotary heads. kv_heads: what the family means where the config does not say; where it says null, all heads."""
+    heads = fields.take("num_attention_heads", kind=int)
+    silent = heads if kv_heads is None or fields.null("num_key_value_heads") else kv_heads
+    return {
+        "heads": heads,
+        "kv_heads": fields.take("num_key_value_heads", silent, int),
+        "head_dim": fields.take("head_dim", None, int),
+        "rope": True,
+        "rope_theta": rope_theta(fields),
+    }
 
 
 def layer_weights(theirs: str, mixer: Half, mlp: Half) -> list[Weight]:
@@ -88,6 +113,7 @@ def decoder(fields: Fields, pattern: str, blocks: dict[str, Any], eps: float = 1
 
     ExportError: everything in the config that does not fit.
     """
+    fields.must("hidden_act", "silu", "swish")
     given = {
         "d_model": fields.take("hidden_size", kind=int),
         "vocab_size": fields.take("vocab_size", kind=int),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hybridlm.export.fields import Fields
-from hybridlm.export.halves import Half
+from hybridlm.export.halves import Half, needed
 from hybridlm.export.weights import Weight, renamed
 
 QKVO = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight")
@@ -17,6 +17,11 @@ MAMBA = (
 )
 
 
+def cached_windows(mixers: list[Half]) -> list[str]:
+    """Windows that transformers' cache cannot hold."""
+    return needed(mixers, lambda c: c.window > 1, "window: 1; it is at least 2 there, for transformers' cache")
+
+
 def norm(theirs: str, half: Half) -> Weight:
     """The norm before a half."""
     return Weight(f"{theirs}.weight", (f"{half.norm}weight",))
@@ -26,6 +31,19 @@ def mamba2_weights(theirs: str, half: Half) -> list[Weight]:
     """A Mamba-2 mixer under their prefix; its gated norm, if it has one, is called norm."""
     gated = ("norm.weight",) if half.config.gated_norm else ()
     return renamed(theirs, half.prefix, (*MAMBA2, *gated))
+
+
+def unscaled(fields: Fields) -> None:
+    """The multipliers of Granite, which have to be 1."""
+    for name in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
+        fields.must(name, 1, 1.0)
+
+
+def head_scale(fields: Fields, d_model: int | None, heads: int | None) -> None:
+    """Granite's attention_multiplier, which has to be head_dim ** -0.5; it is 1 where the config does not say."""
+    scale = fields.take("attention_multiplier", 1.0, float)
+    if d_model and heads and abs(scale * (d_model // heads) ** 0.5 - 1) > 1e-6:
+        fields.refuse(f"attention_multiplier: {scale}; only head_dim ** -0.5 can be read")
 
 
 def unlimited_steps(fields: Fields) -> None:

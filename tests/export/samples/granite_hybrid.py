@@ -11,7 +11,7 @@ def matrix(draw: Random, **fields) -> dict:
     heads = expand * D // head_dim
     sizes = {"n_groups": draw.choice([n for n in (1, 2, 4) if heads % n == 0]), "d_state": draw.choice([3, 5, 8])}
     return {
-        "type": "mamba2", "expand": expand, "head_dim": head_dim, **sizes, "d_conv": draw.choice([2, 3, 4]), **fields
+        "type": "mamba2", "expand": expand, "head_dim": head_dim, **sizes, "d_conv": draw.choice([1, 2, 3, 4]), **fields
     }  # fmt: skip
 
 
@@ -21,7 +21,7 @@ def fit(draw: Random) -> Drawn:
     attention = {"type": "attention", "heads": heads, "kv_heads": kv_heads, "rope": draw.choice([True, False])}
     if attention["rope"]:
         attention["rope_theta"] = draw.choice([500.0, 10000.0])
-    letters = draw.choice(["M", "MA", "AM", "MMA", "AMAM", "MAAM"])
+    letters = draw.choice(["MA", "AM", "MMA", "AMAM", "MAAM"])
     mixers = {"M": matrix(draw), "A": attention}
     used = {letter: mixers[letter] for letter in mixers if letter in letters}
     mlp = {"type": "swiglu", "width": draw.choice([24, 37])}
@@ -30,7 +30,7 @@ def fit(draw: Random) -> Drawn:
 
 def theirs(draw: Random) -> dict:
     heads, expand, width = draw.choice([2, 4]), draw.choice([1, 2]), draw.choice([4, 8])
-    types = draw.choice(["MA", "AMM", "MAM", "M"])
+    types = draw.choice(["MA", "AMM", "MAM"])
     return {
         "vocab_size": WORDS,
         "hidden_size": D,
@@ -77,6 +77,7 @@ SPOILED = {
     "attention.rope": lambda drawn, draw: both(
         drawn.mixing("A", type="attention", heads=4, rope=True).stacking(*drawn.halves, "A", "-")
     ),
+    "no attention": lambda drawn, draw: Drawn(("M", "-"), {"M": matrix(draw)}, drawn.mlps, drawn.rest),
     "no mamba2": lambda drawn, draw: Drawn(
         ("A", "-"), {"A": {"type": "attention", "heads": 4}}, drawn.mlps, drawn.rest
     ),

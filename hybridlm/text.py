@@ -70,7 +70,11 @@ class FileCodec:
         self.end = self._tokenizer.token_to_id(END_OF_TEXT)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """DataError: a command-line argument that is not UTF-8, which only bytes can hold."""
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:  # what the Rust side says of a str that it cannot turn into UTF-8
+            raise DataError(f"{text[:40]!r}: not UTF-8 text; a {TOKENIZER} reads nothing else") from None
 
     def decoder(self) -> Decoder:
         return _FileDecoder(self._tokenizer, self.vocab_size)

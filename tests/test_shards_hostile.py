@@ -189,6 +189,17 @@ def test_two_forms_at_once_are_not_guessed_between(tmp_path):
     assert len(ShardReader(tmp_path / WEIGHTS).files) == 1
 
 
+def test_links_to_files_elsewhere_are_followed(tmp_path):
+    """As the Hub's cache has them: the name in the index is one of the folder, whatever it links to."""
+    sharded(tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    assert {name: tensor.tolist() for name, tensor in ShardReader(tmp_path / "snapshot")} == {
+        name: tensor.tolist() for name, tensor in TENSORS.items()
+    }
+
+
 def test_a_folder_without_weights_says_what_it_looked_for(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"no model\.safetensors, model\.safetensors\.index\.json or pytorch_model"

@@ -91,6 +91,11 @@ def test_command_line_arguments_keep_bytes_that_are_no_text():
     assert ByteCodec().encode(b"\xff\xc3a".decode("utf-8", "surrogateescape")) == [0xFF, 0xC3, 0x61]
 
 
+def test_arguments_that_are_not_utf8_are_told_to_a_tokenizer(tokenizer):
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        FileCodec(tokenizer).encode(b"\xff\xc3a".decode("utf-8", "surrogateescape"))
+
+
 def test_decoders_that_look_to_their_left(tmp_path):
     """A word-piece decoder puts a space before a word unless it is the first: it needs the token before."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

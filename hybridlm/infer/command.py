@@ -18,7 +18,7 @@ from hybridlm.infer.sampling import Sampler
 from hybridlm.ops.backend import devices
 from hybridlm.state import ModelState
 from hybridlm.state import load_state as read_state
-from hybridlm.text import TOKENIZER, Codec, Decoder, codec_of
+from hybridlm.text import TOKENIZER, ByteCodec, Codec, Decoder, codec_of
 
 
 def generate_command(
@@ -110,7 +110,7 @@ def _load(run: str, device: str) -> tuple[HybridLM, Codec]:
             f"{run}: the tokenizer has {codec.vocab_size} tokens and the model {size}; "
             f"put the {TOKENIZER} that it was trained with into the folder"
         )
-    if codec.vocab_size == 256 < size:
+    if isinstance(codec, ByteCodec) and codec.vocab_size < size:
         print(f"{run}: no {TOKENIZER}; reading and writing bytes, 256 of the model's {size} tokens", file=sys.stderr)
     return model, codec
 

@@ -2,7 +2,9 @@
 
 import math
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 from hybridlm.ops.steps import softplus
 
@@ -20,3 +22,14 @@ def test_finite_in_float32_with_its_gradient():
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert y.isfinite().all()
     assert torch.allclose(dx, torch.sigmoid(x.detach()), rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiled_its_gradient_may_come_in_with_strides_of_its_own():
+    def loss(x, weight, up):
+        return (softplus(F.linear(x, weight)).mT.contiguous() * up).sum()
+
+    x, weight, up = torch.randn(2, 23, 5), torch.randn(4, 5, requires_grad=True), torch.randn(2, 4, 23)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (found,), (wanted,) = (torch.autograd.grad(f(x, weight, up), weight) for f in (compiled, loss))
+    torch.testing.assert_close(found, wanted)

@@ -6,7 +6,13 @@ from torch import Tensor
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x), exact in float64 too: PyTorch's own leaves out e^-x from x = 20 on, which is 1e-10 of it there."""
+    """log(1 + e^x), exact in float64 too: PyTorch's own leaves out e^-x from x = 20 on, which is 1e-10 of it there.
+
+    Traced it is another op: of the gradient of this one torch.compile expects the strides of x, eager gives those of
+    what came in, and where the two differ a view of it fails.
+    """
+    if torch.compiler.is_compiling():
+        return -F.logsigmoid(-x)
     return F.softplus(x, threshold=40.0)
 
 

@@ -20,6 +20,9 @@ FAMILIES = (  # by how widely they are served: `auto` takes the first that fits
     "mamba2",
     "mamba",
     "granite_hybrid",
+    "nemotron_h",
+    "falcon_h1",
+    "jamba",
     "granite_swa",
 )
 SOURCES: tuple[str, ...] = ()  # read, and never written

@@ -40,7 +40,7 @@ class Fields:
         return self.config.get(name) is not None
 
     def take(self, name: str, default: Any = _MISSING, kind: type | tuple[type, ...] = object) -> Any:
-        """The value of a field. default: of one that is missing or null; without any it has to be there."""
+        """The value of a field. default: of one that is missing, null or wrong; without any it has to be there."""
         self.read.add(name)
         value = self.config.get(name)
         if value is None:
@@ -52,6 +52,14 @@ class Fields:
         if numbers or not isinstance(value, (int, float) if kind is float else kind):
             self.problems.append(f"{name}: {value!r} is not what it has to be ({kind})")
             return None if default is _MISSING else default
+        return value
+
+    def whole(self, name: str, default: int, low: int = 1) -> int:
+        """A whole number, at least `low`; where it is not, the default, so that reading goes on."""
+        value = self.take(name, default, int)
+        if value < low:
+            self.problems.append(f"{name}: {value}; it has to be {low} or more")
+            return default
         return value
 
     def null(self, name: str) -> bool:

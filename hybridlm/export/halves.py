@@ -13,8 +13,8 @@ from hybridlm.compose.options import Options
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import Stack
 
-WITHOUT_EFFECT = {"chunk", "dt_min", "dt_max"}
-"""Fields that say how fast a layer is, or how it starts, and not what it computes."""
+WITHOUT_EFFECT = {"chunk", "dt_min", "dt_max", "balance", "bias_rate"}
+"""Fields that say how fast a layer is, or how it starts and trains, and not what it computes."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Half:
     """x + part(norm(x)).
 
     place: its text in the pattern. index: of its block. prefix, norm: where its weights are, "blocks.3.mixer." and
-    "blocks.3.norm.".
+    "blocks.3.norm.". Mixers side by side are halves with one index and one norm.
     """
 
     place: str
@@ -41,30 +41,54 @@ class Half:
         """The resolved config of its mixer or MLP."""
         return self.part.config
 
+    @property
+    def mixes(self) -> bool:
+        """Whether it is a mixer."""
+        return self.norm.endswith(".norm.")
+
 
 def mixer_halves(stack: Stack) -> list[Half]:
-    """The first halves, of layers that have one mixer."""
-    return [half for half in halves(stack) if half.prefix.endswith("mixer.")]
+    """The first halves."""
+    return [half for half in halves(stack) if half.mixes]
 
 
 def mlp_halves(stack: Stack) -> list[Half]:
     """The second halves."""
-    return [half for half in halves(stack) if half.prefix.endswith("mlp.")]
+    return [half for half in halves(stack) if not half.mixes]
 
 
 def halves(stack: Stack) -> list[Half]:
-    """All halves from the bottom up, of a stack whose layers have one mixer at most."""
+    """All halves from the bottom up."""
     found = []
     for i, layer in enumerate(stack.layers):
-        found += [Half(layer.name, i, part, f"blocks.{i}.mixer.", f"blocks.{i}.norm.") for part in layer.mixers]
+        for n, part in enumerate(layer.mixers):
+            inner = f"mixers.{n}." if len(layer.mixers) > 1 else ""
+            found.append(Half(layer.name, i, part, f"blocks.{i}.mixer.{inner}", f"blocks.{i}.norm."))
         found += [Half(layer.name, i, part, f"blocks.{i}.mlp.", f"blocks.{i}.mlp_norm.") for part in layer.mlps]
     return found
 
 
+def of_type(halves: Iterable[Half], kind: str) -> list[Half]:
+    """The halves of one registry name."""
+    return [half for half in halves if half.type == kind]
+
+
 def pairs(stack: Stack) -> list[tuple[Half, Half]]:
     """Layers of a mixer and an MLP, of a stack of which `unpaired` says nothing."""
-    found = halves(stack)
-    return list(zip(found[::2], found[1::2], strict=True))
+    return [(mixers[0], mlp) for mixers, mlp in layers(stack)]
+
+
+def layers(stack: Stack) -> list[tuple[list[Half], Half]]:
+    """Layers of mixers side by side and an MLP, of a stack of which `unpaired` says nothing."""
+    found: list[tuple[list[Half], Half]] = []
+    mixers: list[Half] = []
+    for half in halves(stack):
+        if half.mixes:
+            mixers.append(half)
+        else:
+            found.append((mixers, half))
+            mixers = []
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- what does not fit, said
@@ -72,12 +96,11 @@ def unpaired(stack: Stack) -> list[str]:
     """Where a mixer is not followed by an MLP, or an MLP not preceded by a mixer."""
     found, said, before = halves(stack), [], None
     for half in found:
-        mixes = half.prefix.endswith("mixer.")
-        if mixes and before is not None:
+        if half.mixes and before is not None and before.index != half.index:
             said.append(f"{before.place}: no MLP follows the mixer, and every layer has one there")
-        if not mixes and before is None:
+        if not half.mixes and before is None:
             said.append(f"{half.place}: an MLP without a mixer before it, and every layer has one there")
-        before = half if mixes else None
+        before = half if half.mixes else None
     if before is not None:
         said.append(f"{before.place}: no MLP follows the mixer, and every layer has one there")
     return once(said)

@@ -84,7 +84,8 @@ def _write_weights(reader: ShardReader, weights: Sequence[Weight], spec: ModelSp
 def _dtypes(reader: ShardReader, weights: Sequence[Weight]) -> dict[str, torch.dtype]:
     """{our name: its dtype}: theirs, or float32 of all where scaling some would round them otherwise."""
     theirs = {name: reader.entries[weight.theirs].dtype for weight in weights for name in weight.ours}
-    scaled = {name for weight in weights for name in weight.ours if frexp(weight.scale)[0] != 0.5}
+    rounded = [weight for weight in weights if any(frexp(scale)[0] != 0.5 for scale in weight.scales)]
+    scaled = {name for weight in rounded for name in weight.ours}
     wide = any(theirs[name] != torch.float64 for name in scaled)
     return {name: torch.promote_types(dtype, torch.float32) if wide else dtype for name, dtype in theirs.items()}
 

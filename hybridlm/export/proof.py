@@ -73,6 +73,7 @@ def opened(folder: Path, *, trust_remote_code: bool = False) -> Any:
             "an export is proved by loading it with transformers, which is not installed: pip install 'hybridlm[hf]'"
         ) from error
     how = {"dtype": torch.float32, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
+    how["experts_implementation"] = "eager"  # its grouped products take no odd widths
     with _quiet(transformers):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
     faults = {name: found for name, found in report.items() if found}

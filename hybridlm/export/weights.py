@@ -19,6 +19,7 @@ class Weight:
 
     theirs: its name. ours: names in our state_dict. shape, value: of a constant alone.
     index: theirs is one entry, along the first dimension, of the one of ours; all entries make it up.
+    rows: (how many, scale) from the top down, in place of one scale.
     """
 
     theirs: str
@@ -28,6 +29,7 @@ class Weight:
     shape: Shape = ()
     value: float = 0.0
     index: int | None = None
+    rows: tuple[tuple[int, float], ...] = ()
 
     def join(self, read: Callable[[str], Tensor], dtype: torch.dtype) -> Tensor:
         """Their tensor. read: our tensor by its name. dtype: of a constant."""
@@ -36,7 +38,24 @@ class Weight:
         parts = [read(name) for name in self.ours]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.dim)
         joined = joined if self.index is None else joined[self.index]
-        return joined if self.scale == 1.0 else joined * self.scale
+        return joined if self.unscaled else joined * self._factor(joined)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Every scale in use."""
+        return tuple(scale for _, scale in self.rows) or (self.scale,)
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether all of them are 1."""
+        return all(scale == 1.0 for scale in self.scales)
+
+    def _factor(self, tensor: Tensor) -> Tensor | float:
+        """What broadcasts over a tensor."""
+        if not self.rows:
+            return self.scale
+        factors = torch.cat([torch.full((count,), scale, dtype=torch.float64) for count, scale in self.rows])
+        return factors.to(torch.promote_types(tensor.dtype, torch.float32))[:, None]
 
     def joined_shape(self, shapes: Mapping[str, Shape]) -> Shape:
         """The shape of their tensor."""
@@ -57,8 +76,8 @@ class Weight:
         parts = [theirs] if self.ours else []
         if len(self.ours) > 1:
             parts = theirs.split([shapes[name][self.dim] for name in self.ours], dim=self.dim)
-        if self.scale != 1.0:
-            parts = [part.to(torch.promote_types(part.dtype, torch.float32)) / self.scale for part in parts]
+        if not self.unscaled:
+            parts = [part.to(torch.promote_types(part.dtype, torch.float32)) / self._factor(part) for part in parts]
         return dict(zip(self.ours, parts, strict=True))
 
 

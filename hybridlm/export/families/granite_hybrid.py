@@ -18,7 +18,19 @@ from hybridlm.export.families.parts import (
 )
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
-from hybridlm.export.halves import Half, allowed, mixed, mixer_halves, mlp_halves, needed, outer, pairs, plain, unpaired
+from hybridlm.export.halves import (
+    Half,
+    allowed,
+    mixed,
+    mixer_halves,
+    mlp_halves,
+    needed,
+    of_type,
+    outer,
+    pairs,
+    plain,
+    unpaired,
+)
 from hybridlm.export.weights import Weight, renamed
 
 KINDS = {"mamba2": "mamba", "attention": "attention"}  # the names that llama.cpp knows; transformers maps them on
@@ -131,11 +143,6 @@ def _layer(theirs: str, mixer: Half, mlp: Half) -> list[Weight]:
         Weight(f"{theirs}shared_mlp.input_linear.weight", both),
         Weight(f"{theirs}shared_mlp.output_linear.weight", (f"{mlp.prefix}down_proj.weight",)),
     ]
-
-
-def of_type(halves: list[Half], kind: str) -> list[Half]:
-    """The halves of one registry name."""
-    return [half for half in halves if half.type == kind]
 
 
 # -------------------------------------------------------------------------------------------------------------- reading

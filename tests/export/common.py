@@ -156,6 +156,9 @@ def randomised(model: torch.nn.Module, seed: int = 0) -> Any:
         else:
             value = noise * parameter.shape[-1] ** -0.5
         parameter.copy_(value)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("router.bias", "e_score_correction_bias")):
+            buffer.copy_(torch.randn(buffer.shape, generator=drawn))
     return model.eval()
 
 

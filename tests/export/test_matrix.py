@@ -57,11 +57,15 @@ def test_unfit_is_refused_with_the_reason(name, word, number):
 
 
 def seen(name: str, folder: Path, number: int, count: int | None) -> dict[str, bool]:
-    """{tensor of theirs: whether the proof fails if its entries stand in other places}, of all or of so many."""
+    """{tensor of theirs: whether the proof fails if its entries stand in other places}, of all or of so many.
+
+    A mixer that adds zero has constants alone, and they go unseen.
+    """
     model = fitting_model(name, number)
     lower(model, folder, name)
     held = load_file(folder / "model.safetensors")
-    tried = Random(name).sample(sorted(held), len(held) if count is None else min(count, len(held)))
+    made = sorted(weight.theirs for weight in family(name).weights(plan(model.spec)) if weight.ours)
+    tried = Random(name).sample(made, len(made) if count is None else min(count, len(made)))
     found = {}
     for theirs in tried:
         save_file({**held, theirs: exchanged(held[theirs])}, folder / "model.safetensors", {"format": "pt"})

@@ -14,7 +14,7 @@ from typing import Any
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.llama import decoder
-from hybridlm.export.families.parts import GATED, norm, rope, rope_theta, unlimited_steps
+from hybridlm.export.families.parts import GATED, kv_heads, norm, rope, rope_theta, unlimited_steps
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import (
@@ -109,7 +109,7 @@ class FalconH1(Family):
         fields.must("mamba_conv_bias", True)
         fields.must("mamba_use_mlp", True)
         fields.neutral("mamba_chunk_size", "num_logits_to_keep", "mlp_expansion_factor")
-        d = fields.take("hidden_size", kind=int)
+        d = fields.whole("hidden_size", 4096)
         blocks = {"M": {"mixer": _read_mamba2(fields, d)}, "A": {"mixer": _read_attention(fields, d)}}
         spec = decoder(fields, f"<M|A>{fields.take('num_hidden_layers', 32, int)}", blocks, eps=1e-5)
         same = said["embedding_multiplier"] == said["lm_head_multiplier"]
@@ -210,34 +210,34 @@ def _multiplied(weight: Weight, said: Mapping[str, Any], stack: Stack) -> Weight
     return replace(weight, rows=tuple(zip(rows, scales, strict=True)))
 
 
-def _read_attention(fields: Fields, d: int | None) -> dict[str, Any]:
-    heads = fields.take("num_attention_heads", 32, int)
+def _read_attention(fields: Fields, d: int) -> dict[str, Any]:
+    heads = fields.whole("num_attention_heads", 32)
     return {
         "type": "attention",
         "heads": heads,
-        "kv_heads": fields.take("num_key_value_heads", 8, int),
-        "head_dim": fields.take("head_dim", d // heads if d else None, int),
+        "kv_heads": kv_heads(fields, heads, 8),
+        "head_dim": fields.whole("head_dim", d // heads),
         "rope": True,
         "rope_theta": rope_theta(fields),
     }
 
 
-def _read_mamba2(fields: Fields, d: int | None) -> dict[str, Any]:
-    normed, heads = fields.take("mamba_rms_norm", False, bool), fields.take("mamba_n_heads", 128, int)
+def _read_mamba2(fields: Fields, d: int) -> dict[str, Any]:
+    normed, heads = fields.take("mamba_rms_norm", False, bool), fields.whole("mamba_n_heads", 128)
     if normed:
         fields.must("mamba_norm_before_gate", False, default=True, why="ours is behind the gate")
     fields.neutral("mamba_norm_before_gate")
     unlimited_steps(fields)
-    expand = fields.take("mamba_expand", 2, int)
-    inner = fields.take("mamba_d_ssm", int(expand * d) if "mamba_d_ssm" in fields.config and d else 1024, int)
+    expand = fields.whole("mamba_expand", 2)
+    inner = fields.whole("mamba_d_ssm", expand * d if "mamba_d_ssm" in fields.config else 1024)  # null is not missing
     width = fields.take("mamba_d_head", "auto", (int, str))
     return {
         "type": "mamba2",
-        "expand": inner / d if d else 2,
+        "expand": inner / d,
         "head_dim": inner // heads if width == "auto" else width,
-        "n_groups": fields.take("mamba_n_groups", 1, int),
-        "d_state": fields.take("mamba_d_state", 256, int),
-        "d_conv": fields.take("mamba_d_conv", 4, int),
+        "n_groups": fields.whole("mamba_n_groups", 1),
+        "d_state": fields.whole("mamba_d_state", 256),
+        "d_conv": fields.whole("mamba_d_conv", 4),
         "gated_norm": normed,
     }
 

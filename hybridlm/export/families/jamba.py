@@ -9,7 +9,7 @@ from typing import Any
 from hybridlm.compose.pattern import compact
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import GATED, MAMBA, QKVO, norm
+from hybridlm.export.families.parts import GATED, MAMBA, QKVO, kv_heads, norm
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import (
@@ -226,9 +226,8 @@ def _read_places(fields: Fields, kind: str, period: int, offset: int) -> tuple[i
 
 def _read_attention(fields: Fields, d: int) -> dict[str, Any]:
     heads = fields.whole("num_attention_heads", 32)
-    kv_heads = fields.whole("num_key_value_heads", 8 if "num_key_value_heads" not in fields.config else heads)
-    width = fields.whole("head_dim", d // heads)
-    return {"type": "attention", "heads": heads, "kv_heads": kv_heads, "head_dim": width, "rope": False}
+    kv, width = kv_heads(fields, heads, 8), fields.whole("head_dim", d // heads)
+    return {"type": "attention", "heads": heads, "kv_heads": kv, "head_dim": width, "rope": False}
 
 
 def _read_mamba(fields: Fields, d: int) -> dict[str, Any]:

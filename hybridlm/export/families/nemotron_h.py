@@ -7,7 +7,7 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import QKVO, mamba2_weights, norm, unlimited_steps
+from hybridlm.export.families.parts import QKVO, kv_heads, mamba2_weights, norm, unlimited_steps
 from hybridlm.export.family import Family
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import (
@@ -224,19 +224,19 @@ def _stack(fields: Fields, pattern: str) -> ModelSpec:
     eps = fields.take("layer_norm_epsilon", 1e-5, float)
     fields.must("rms_norm_eps", eps)
     blocks = {
-        "M": {"mixer": _read_mamba2(fields, fields.take("hidden_size", kind=int)), "mlp": "none"},
+        "M": {"mixer": _read_mamba2(fields, fields.whole("hidden_size", 4096)), "mlp": "none"},
         "A": {"mixer": _read_attention(fields), "mlp": "none"},
         "E": {"mixer": "none", "mlp": _read_experts(fields)} if "E" in pattern else None,
     }
     if "E" not in pattern:
         fields.neutral(*_EXPERTS)
     given = {
-        "d_model": fields.take("hidden_size", kind=int),
-        "vocab_size": fields.take("vocab_size", 131072, int),
+        "d_model": fields.whole("hidden_size", 4096),
+        "vocab_size": fields.whole("vocab_size", 131072),
         "pattern": pattern,
         "notation": "megatron",
         "blocks": {name: block for name, block in blocks.items() if block},
-        "mlp": {"type": "relu2", "width": fields.take("intermediate_size", 21504, int)},
+        "mlp": {"type": "relu2", "width": fields.whole("intermediate_size", 21504)},
         "norm_eps": eps,
     }
     fields.done()
@@ -244,25 +244,25 @@ def _stack(fields: Fields, pattern: str) -> ModelSpec:
 
 
 def _read_attention(fields: Fields) -> dict[str, Any]:
-    heads, width = fields.take("num_attention_heads", 32, int), fields.take("head_dim", 128, int)
+    heads, width = fields.whole("num_attention_heads", 32), fields.whole("head_dim", 128)
     fields.must("attention_head_dim", width)
-    kv_heads = fields.take("num_key_value_heads", 8, int)
-    return {"type": "attention", "heads": heads, "kv_heads": kv_heads, "head_dim": width, "rope": False}
+    kv = kv_heads(fields, heads, 8)
+    return {"type": "attention", "heads": heads, "kv_heads": kv, "head_dim": width, "rope": False}
 
 
-def _read_mamba2(fields: Fields, d: int | None) -> dict[str, Any]:
-    heads, width = fields.take("mamba_num_heads", 128, int), fields.take("mamba_head_dim", 64, int)
+def _read_mamba2(fields: Fields, d: int) -> dict[str, Any]:
+    heads, width = fields.whole("mamba_num_heads", 128), fields.whole("mamba_head_dim", 64)
     unlimited_steps(fields)
     least = fields.take("time_step_min", LEAST_STEP, float)
     if not 0 <= least <= LEAST_STEP:
         fields.refuse(f"time_step_min: {least}; transformers bounds dt by it in a prefill, and 0 to 0.001 is read")
     return {
         "type": "mamba2",
-        "expand": heads * width / d if d else 2,
+        "expand": heads * width / d,
         "head_dim": width,
-        "n_groups": fields.take("n_groups", 8, int),
-        "d_state": fields.take("ssm_state_size", 128, int),
-        "d_conv": fields.take("conv_kernel", 4, int),
+        "n_groups": fields.whole("n_groups", 8),
+        "d_state": fields.whole("ssm_state_size", 128),
+        "d_conv": fields.whole("conv_kernel", 4),
     }
 
 
@@ -274,10 +274,10 @@ def _read_experts(fields: Fields) -> dict[str, Any]:
         "type": "moe",
         "expert": "relu2",
         "score": "sigmoid",
-        "experts": fields.take("n_routed_experts", 8, int),
-        "top_k": fields.take("num_experts_per_tok", 2, int),
-        "width": fields.take("moe_intermediate_size", 7688, int),
-        "shared_width": fields.take("moe_shared_expert_intermediate_size", 7688, int),
+        "experts": fields.whole("n_routed_experts", 8),
+        "top_k": fields.whole("num_experts_per_tok", 2),
+        "width": fields.whole("moe_intermediate_size", 7688),
+        "shared_width": fields.whole("moe_shared_expert_intermediate_size", 7688),
         "normalize": fields.take("norm_topk_prob", True, bool),
         "scale": fields.take("routed_scaling_factor", 1.0, float),
     }

@@ -54,6 +54,11 @@ def unlimited_steps(fields: Fields) -> None:
         fields.refuse(f"time_step_limit: {given!r}; only [0, infinity], no limit, can be read")
 
 
+def kv_heads(fields: Fields, heads: int, default: int) -> int:
+    """num_key_value_heads: null is as many as heads, and not what a config without it means."""
+    return fields.whole("num_key_value_heads", heads if "num_key_value_heads" in fields.config else default)
+
+
 # ----------------------------------------------------------------------------------------------------- rotary positions
 def rope(theta: float) -> dict[str, Any]:
     """Rotary positions of a base, as transformers 5 and as others read them."""

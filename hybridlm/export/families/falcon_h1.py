@@ -229,7 +229,7 @@ def _read_mamba2(fields: Fields, d: int) -> dict[str, Any]:
     fields.neutral("mamba_norm_before_gate")
     unlimited_steps(fields)
     expand = fields.whole("mamba_expand", 2)
-    inner = fields.whole("mamba_d_ssm", expand * d if "mamba_d_ssm" in fields.config else 1024)  # null is not missing
+    inner = fields.whole("mamba_d_ssm", expand * d if fields.null("mamba_d_ssm") else 1024)
     width = fields.take("mamba_d_head", "auto", (int, str))
     return {
         "type": "mamba2",

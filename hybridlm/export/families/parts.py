@@ -56,7 +56,7 @@ def unlimited_steps(fields: Fields) -> None:
 
 def kv_heads(fields: Fields, heads: int, default: int) -> int:
     """num_key_value_heads: null is as many as heads, and not what a config without it means."""
-    return fields.whole("num_key_value_heads", heads if "num_key_value_heads" in fields.config else default)
+    return fields.whole("num_key_value_heads", heads if fields.null("num_key_value_heads") else default)
 
 
 # ----------------------------------------------------------------------------------------------------- rotary positions

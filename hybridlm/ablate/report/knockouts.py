@@ -95,12 +95,12 @@ def _finding(facts: Facts, arm: str, means: dict[str, Mean]) -> str:
     said = f"{words.signed(mean.mean)} {metric_word(facts.score)}"
     if np.isfinite(mean.low) and mean.low <= 0 <= mean.high:
         return f"{name}: {said} without {branch_words(worst)}, too uneven over seeds to be sure"
-    each = [max(lost[one] for one in lost if _place(one) == place) for place in dict.fromkeys(map(_place, lost))]
-    if len(each) == 1:
+    count, least = len(set(map(_place, lost))), min(lost.values())
+    if count == 1:
         return f"{name}: {said} without its only branch"
-    if min(each) >= ALIKE * max(each):
-        least = words.signed(sign * min(each))
-        return f"{name} needs each of its {len(each)} branches: {least} {metric_word(facts.score)} or worse without one"
+    if least >= ALIKE * lost[worst]:
+        found = f"{words.signed(sign * least)} {metric_word(facts.score)}"
+        return f"{name} needs each of its {count} branches: {found} or worse without one"
     return f"{name} leans most on {branch_words(worst)}: {said} without it"
 
 

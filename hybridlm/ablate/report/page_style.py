@@ -52,6 +52,7 @@ font-weight:600;font-size:.85rem}
 .refuted{color:var(--arm-7);border-style:double;border-width:3px}
 .undetermined{color:var(--faint);border-style:dashed}
 #left-out{padding-bottom:2rem}
+@media (min-width:34.1rem){.stack{width:100%}.stack td:nth-child(3){width:46%;max-width:none}}
 @media (max-width:34rem){.stack thead{display:none}.stack,.stack tbody,.stack tr,.stack th,.stack td,.stack caption{
 display:block;max-width:none}.stack th,.stack td{border:0;padding:.1rem 0}.stack tr{border-bottom:1px solid var(--grid);
 padding:.5rem 0}.stack tbody th{font-weight:700}

@@ -185,7 +185,10 @@ def _course(found: dict[str, Points], what: str, most: int) -> str:
         reach = max(float(mean.max() - mean.min()), 1e-12)
         moving += abs(float(mean[-1]) - late) > max(0.05 * reach, SEEN)
     if moving:
-        return f"{moving} of {words.plural(len(found), 'arm')} moved in the last quarter: their {what} had not settled"
+        whose = "its" if moving == 1 else "their"
+        return (
+            f"{moving} of {words.plural(len(found), 'arm')} moved in the last quarter: {whose} {what} had not settled"
+        )
     return f"By the last quarter the {what} of all {words.plural(len(found), 'arm')} had settled"
 
 

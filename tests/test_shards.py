@@ -12,7 +12,7 @@ from hybridlm.errors import CheckpointError
 from hybridlm.shards import INDEX, WEIGHTS, ShardReader, entries_of, write_shards
 from hybridlm.shards.layout import DTYPES
 
-FOREIGN = {torch.float8_e8m0fnu}  # the library at hand writes it under another name
+FOREIGN = {torch.float8_e8m0fnu}  # the library writes it, and cannot read it
 NAME = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda name: name != "__metadata__")
 SHAPE = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 DTYPE = st.sampled_from([dtype for dtype in DTYPES.values() if dtype not in FOREIGN])

@@ -18,10 +18,10 @@ from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, ExportError, did_you_mean
 from hybridlm.export.family import FAMILIES, SOURCES, Source, source
 from hybridlm.export.fields import Fields
+from hybridlm.export.tokenizer import TEXT_FILES
 from hybridlm.export.weights import Shape, Weight
 from hybridlm.files import as_path, changing, write_manifest
 from hybridlm.shards import FORMS, Entry, ShardReader, write_shards
-from hybridlm.text import TOKENIZER
 
 DERIVED = ("rotary_emb.inv_freq",)  # ends of names that some checkpoints hold, and that follow from the config
 
@@ -29,7 +29,7 @@ DERIVED = ("rotary_emb.inv_freq",)  # ends of names that some checkpoints hold, 
 def lift(folder: str | Path, out: str | Path) -> ModelSpec:
     """Read a checkpoint of one of FAMILIES or SOURCES, and write it as `hl.save` does: `hl.load(out)` opens it.
 
-    One tensor at a time is in memory. A tokenizer.json goes along.
+    One tensor at a time is in memory. A tokenizer.json and what stands beside it go along.
 
     ExportError: a family or a field of the config that is not known, or that would change the mathematics.
     CheckpointError: weights that do not fit the config. `out` is then as it was.
@@ -38,12 +38,12 @@ def lift(folder: str | Path, out: str | Path) -> ModelSpec:
     theirs, config = read_config(folder)
     spec = theirs.spec(Fields(config, str(folder / CONFIG)))
     reader = ShardReader(folder)
-    with changing(out, replaces=FORMS) as staged:
+    with changing(out, replaces=(*FORMS, *TEXT_FILES)) as staged:
         weights = theirs.found(plan(spec), config, reader.entries)
         files = _write_weights(reader, weights, spec, staged)
         (staged / CONFIG).write_text(config_text(plan(spec).spec))
-        if (folder / TOKENIZER).is_file():
-            shutil.copy2(folder / TOKENIZER, staged / TOKENIZER)
+        for path in [folder / name for name in TEXT_FILES if (folder / name).is_file()]:
+            shutil.copyfile(path, staged / path.name)
         write_manifest(staged, [*files, CONFIG])
     return spec
 

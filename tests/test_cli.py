@@ -14,7 +14,7 @@ import pytest
 
 import hybridlm
 from hybridlm import cli, resources
-from hybridlm.cli import COMMANDS, LATER, main
+from hybridlm.cli import COMMANDS, main
 from hybridlm.cli.describe import readable_bytes, readable_count, where
 from hybridlm.cli.mixers import catalogue
 from hybridlm.cli.models import model_path
@@ -74,7 +74,6 @@ def test_overview_names_every_command(run, argv):
     code, out, _ = run(*argv)
     assert code == 0
     assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in COMMANDS)
-    assert not any(re.search(rf"^  {name} ", out, re.MULTILINE) for name in LATER)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -88,13 +87,6 @@ def test_help_has_an_example(run, name):
     assert code == 0
     assert f"usage: hybridlm {name}" in out
     assert f"example: {COMMANDS[name].example}" in " ".join(out.split())
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_later_commands_say_so(run, name):
-    code, _, err = run(name)
-    assert code == 2
-    assert f"`hybridlm {name}` is not in this version" in err
 
 
 MISTAKES = {
@@ -122,6 +114,10 @@ MISTAKES = {
     ("describe", "docs"): "docs: a folder that holds no saved model",
     ("doctor", "M", "--jsn"): "unknown argument '--jsn'. Did you mean '--json'?",
     ("generate", "nowhere"): "nowhere|prompt",
+    ("export", "nowhere", "out", "--to", "lama"): r"--to: 'lama'; it must be one of auto, .* Did you mean 'llama'\?",
+    ("export", "nowhere", "out", "--dtype", "int8"): "--dtype: 'int8' is not one of float32, bfloat16, float16",
+    ("export", "nowhere", "out", "--max-length", "0"): "--max-length: 0 is out of range",
+    ("import", "nowhere", "out"): "nowhere: no such folder",
     ("tokenize", "--vocab-size", "3"): "vocab_size: 3; at least 257",
     ("tokenize", "--output", "docs"): "output: docs is a folder",
 }
@@ -246,6 +242,28 @@ def test_describe_tables(run):
         "total",
     ):
         assert text in out, text
+
+
+def test_describe_says_what_it_can_be_exported_as(run):
+    said = run("describe", "(M3A)2")[1]
+    assert re.search("exportable as: (.*, )?granite_hybrid", said)
+    assert "not as " in said
+    about = json.loads(run("describe", "(M3A)2", "--json")[1])["export"]
+    assert "granite_hybrid" in about["as"]
+    assert about["misfits"]["llama"] == ["M: mixer mamba2; known there: attention"]
+    assert not set(about["as"]) & set(about["misfits"])
+
+
+def test_describe_names_the_family_that_wants_the_fewest_other_layers(run):
+    """The fields of one that has these layers are nearer than the layers of another."""
+    said = run("describe", "M{gated_norm: false}A")[1]
+    assert "exportable as: none of the families" in said
+    assert "not as granite_hybrid: M{gated_norm: false}: mamba2.gated_norm: false" in said
+
+
+def test_describe_of_what_is_no_language_model(run):
+    assert "no language model" in run("describe", "signals")[1]
+    assert json.loads(run("describe", "signals", "--json")[1])["export"] == {"as": [], "nearest": None, "misfits": {}}
 
 
 def test_describe_draws(run, tmp_path):

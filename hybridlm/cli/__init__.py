@@ -17,6 +17,7 @@ from hybridlm.cli.complain import UsageError, readable
 from hybridlm.errors import (
     CheckpointError,
     DataError,
+    ExportError,
     PatternError,
     SpecError,
     StateError,
@@ -24,7 +25,10 @@ from hybridlm.errors import (
     did_you_mean,
 )
 
-MISTAKES = (PatternError, SpecError, StateError, DataError, CheckpointError, UnsupportedError, UsageError, OSError)
+MISTAKES = (
+    *(PatternError, SpecError, StateError, DataError, CheckpointError, ExportError, UnsupportedError),
+    *(UsageError, OSError),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,16 @@ COMMANDS = {
         "what a trained model answers to tasks with known answers",
         "hybridlm eval RUN --tasks mqar,needle --params mqar.pairs=16 --samples 500",
     ),
+    "export": Command(
+        "hybridlm.export.command:export_model",
+        "write a model as vLLM, SGLang, llama.cpp and transformers read it, proved equal",
+        "hybridlm export RUN OUT --to auto",
+    ),
+    "import": Command(
+        "hybridlm.export.command:import_model",
+        "read a Llama, Granite, ... checkpoint into a model that trains and generates here",
+        "hybridlm import DIR OUT --prove",
+    ),
     "describe": Command(
         "hybridlm.cli.describe:describe",
         "what a model costs: parameters, FLOPs, cache bytes; a picture",
@@ -86,7 +100,6 @@ COMMANDS = {
         "hybridlm tokenize --path texts --vocab-size 8192",
     ),
 }
-LATER = ("export", "import")
 
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch loads: threads that wait spin briefly, then sleep
@@ -120,8 +133,6 @@ def _run(argv: list[str]) -> int:
         return 0
     if name == "--version":
         return _print_version()
-    if name in LATER:
-        raise UsageError(f"`hybridlm {name}` is not in this version; commands: {', '.join(COMMANDS)}")
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}; commands: {', '.join(COMMANDS)}.{did_you_mean(name, COMMANDS)}")
     command = COMMANDS[name]

@@ -40,12 +40,13 @@ def describe(
 
     from hybridlm.compose.cost import model_cost
     from hybridlm.compose.describe import describe as numbers
+    from hybridlm.export.lower import exportable
 
     contexts = _contexts(context)
     whole("--batch", batch)
     suffix = suffix_of(plot) if plot else None
     cost = model_cost(read_spec(model, d_model=d_model, vocab_size=vocab_size))
-    about = numbers(cost, contexts, batch=batch, dtype=getattr(torch, dtype))
+    about = numbers(cost, contexts, batch=batch, dtype=getattr(torch, dtype)) | {"export": exportable(cost.stack)}
     if suffix:
         from hybridlm.compose.picture import draw
 
@@ -94,6 +95,11 @@ def _summary(about: dict) -> Iterable[str]:
     yield ", ".join([layers, f"d_model {about['d_model']}", *_ends(about)])
     active = f", of which a token uses {parameters['active']:,}" if parameters["active"] < parameters["total"] else ""
     yield f"{parameters['total']:,} parameters{active}"
+    yield from _attention(about, attention)
+    yield from _exportable(about["export"])
+
+
+def _attention(about: dict, attention: dict) -> Iterable[str]:
     if not attention["mixers"] and not attention["positions"]:
         yield "no attention"
         return
@@ -103,6 +109,16 @@ def _summary(about: dict) -> Iterable[str]:
         f"({attention['of_mixers']:.0%}), {attention['of_parameters']:.1%} of the parameters"
     )
     yield f"positions: {attention['positions'] or 'none'} ({attention['why']})"
+
+
+def _exportable(export: dict) -> Iterable[str]:
+    """The families that hold it exactly, and what keeps it from the nearest other one."""
+    if not export["as"] and not export["misfits"]:
+        yield "no language model, so that no family of others holds it"
+        return
+    yield f"exportable as: {', '.join(export['as']) or 'none of the families that others serve'}"
+    if nearest := export["nearest"]:
+        yield f"not as {nearest}: {'; '.join(export['misfits'][nearest])}"
 
 
 def _ends(about: dict) -> Iterable[str]:

@@ -31,6 +31,10 @@ are stable:
         decoding_flops         of the token that ends the context: {matmul, scan, fft, total}
         state_bytes            of `batch` rows in `dtype`: {kv, ssm, total}
         all_attention_bytes    (of the whole model) of the twin with full attention in the place of every mixer
+    export                     added by the command
+        as                     families of others that hold the model exactly, by how widely they are served
+        misfits                {family: what it cannot say}, of the others; empty of what is no language model
+        nearest                of these the one with the fewest misfits, or null
 
 A context is written in decimal, as JSON keys are text.
 """

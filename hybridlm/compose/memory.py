@@ -15,7 +15,7 @@ def require_memory(nbytes: int, device: torch.device | str, what: str, error: ty
     """Raise `error` if nbytes are more than the device has; the meta device has room for everything."""
     held = memory(device)
     if held is not None and nbytes > held:
-        raise error(f"{what} takes {_readable(nbytes)}, and {device} has {_readable(held)}; make it smaller")
+        raise error(f"{what} takes {readable_bytes(nbytes)}, and {device} has {readable_bytes(held)}; make it smaller")
 
 
 def require_device(device: torch.device | str, error: type[ValueError] = SpecError) -> torch.device:
@@ -34,6 +34,6 @@ def require_dtype(dtype: torch.dtype, error: type[ValueError] = SpecError) -> to
     return dtype
 
 
-def _readable(nbytes: int) -> str:
+def readable_bytes(nbytes: int) -> str:
     power = min((max(nbytes, 1).bit_length() - 1) // 10, len(UNITS) - 1)
     return f"{nbytes / 1024**power:,.1f} {UNITS[power]}"

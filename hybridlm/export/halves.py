@@ -15,6 +15,8 @@ from hybridlm.compose.plan import Stack
 
 WITHOUT_EFFECT = {"chunk", "dt_min", "dt_max", "balance", "bias_rate"}
 """Fields that say how fast a layer is, or how it starts and trains, and not what it computes."""
+KNOWN = "; known there: "
+"""Of a misfit that is a whole layer, not a setting of one."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def allowed(halves: Iterable[Half], types: Iterable[str], what: str) -> list[str
     """Halves of another type than these. what: "mixer" or "MLP"."""
     known = list(types)
     wrong = [half for half in halves if half.type not in known]
-    return once(f"{half.place}: {what} {half.type}; known there: {', '.join(known) or 'none'}" for half in wrong)
+    return once(f"{half.place}: {what} {half.type}{KNOWN}{', '.join(known) or 'none'}" for half in wrong)
 
 
 def needed(halves: Iterable[Half], test: Callable[[Any], bool], said: str) -> list[str]:

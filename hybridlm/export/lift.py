@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import frexp
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from hybridlm.shards import FORMS, Entry, ShardReader, write_shards
 DERIVED = ("rotary_emb.inv_freq",)  # ends of names that some checkpoints hold, and that follow from the config
 
 
-def lift(folder: str | Path, out: str | Path) -> ModelSpec:
+def lift(folder: str | Path, out: str | Path, *, check: Callable[[Path], None] | None = None) -> ModelSpec:
     """Read a checkpoint of one of FAMILIES or SOURCES, and write it as `hl.save` does: `hl.load(out)` opens it.
 
-    One tensor at a time is in memory. A tokenizer.json and what stands beside it go along.
+    One tensor at a time is in memory. A tokenizer.json and what stands beside it go along. check: looks at the folder,
+    which `hl.load` opens, before it is put in place, and may raise.
 
     ExportError: a family or a field of the config that is not known, or that would change the mathematics.
     CheckpointError: weights that do not fit the config. `out` is then as it was.
@@ -45,6 +46,8 @@ def lift(folder: str | Path, out: str | Path) -> ModelSpec:
         for path in [folder / name for name in TEXT_FILES if (folder / name).is_file()]:
             shutil.copyfile(path, staged / path.name)
         write_manifest(staged, [*files, CONFIG])
+        if check is not None:
+            check(staged)
     return spec
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +15,8 @@ from hybridlm.compose.model import HybridLM
 from hybridlm.compose.plan import Stack, plan
 from hybridlm.errors import ExportError
 from hybridlm.export.family import Family, common, family, fitting
-from hybridlm.export.proof import Proof, prove
+from hybridlm.export.halves import KNOWN
+from hybridlm.export.proof import Proof, prove, require_transformers
 from hybridlm.files import as_path, changing
 from hybridlm.shards import FORMS, Entry, write_shards
 
@@ -35,19 +38,22 @@ def lower(
     to: str = "auto",
     *,
     max_length: int = MAX_LENGTH,
+    replaces: Iterable[str] = (),
     beside: Callable[[Path, Lowered], None] | None = None,
 ) -> Lowered:
     """Write a model into the folder `out` as one of FAMILIES, or as the first of them that fits.
 
-    max_length: tokens that readers may be asked to read, for their config. beside: writes further files into the folder
-    that it is given, such as a tokenizer and a README, before all of it is put in place.
+    max_length: tokens that readers may be asked to read, for their config. replaces: names of files in `out` that are
+    removed in the same step. beside: writes further files into the folder that it is given, such as a tokenizer and a
+    README, before all of it is put in place.
 
     ExportError: every misfit, and the nearest family that fits; or the proof failed. `out` is then as it was.
     """
     out = as_path(out, ExportError)
     stack = plan(model.spec)
     target = choose(stack, to)
-    with changing(out, replaces=FORMS) as staged:
+    require_transformers()
+    with changing(out, replaces=[*FORMS, *map(glob.escape, replaces)]) as staged:
         write_family(model, stack, target, staged, max_length)
         proof = prove(model, staged)
         proof.require(target.name)
@@ -71,6 +77,21 @@ def choose(stack: Stack, to: str) -> Family:
     return family(fits[0])
 
 
+def exportable(stack: Stack) -> dict[str, Any]:
+    """{as: families that hold it exactly, nearest: of the others, or None, misfits: {family: why not}}; found fast."""
+    if not stack.spec.is_language_model:
+        return {"as": [], "nearest": None, "misfits": {}}
+    found = fitting(stack)
+    misfits = {name: said for name, said in found.items() if said}
+    return {"as": [name for name in found if name not in misfits], "nearest": nearest(misfits), "misfits": misfits}
+
+
+def nearest(misfits: dict[str, list[str]]) -> str | None:
+    """The family that wants the fewest other layers, and then the fewest other settings."""
+    layers = {name: sum(KNOWN in one for one in said) for name, said in misfits.items()}
+    return min(misfits, key=lambda name: (layers[name], len(misfits[name])), default=None)
+
+
 def table(found: dict[str, list[str]]) -> str:
     """Why each family does not fit, a line each."""
     return "\n".join(f"  {name:15}{'; '.join(said)}" for name, said in found.items() if said)
@@ -82,9 +103,9 @@ def _instead(stack: Stack) -> str:
     fits = [name for name, said in found.items() if not said]
     if fits:
         return f"\nIt fits: {', '.join(fits)}."
-    nearest = min(found, key=lambda name: len(found[name]))
+    name = nearest(found)
     return (
-        f"\nNearest is {nearest}: {'; '.join(found[nearest])}.\n"
+        f"\nNearest is {name}: {'; '.join(found[name])}.\n"
         "--to remote-code writes any language model, with a modeling file for transformers; --to safetensors our form."
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -47,15 +48,17 @@ class Proof:
 def prove(model: HybridLM, folder: Path, *, trust_remote_code: bool = False) -> Proof:
     """Load `folder` with transformers and compare it with the model, whose dtype and mode stay as they are.
 
-    UnsupportedError: transformers is not installed.
+    UnsupportedError: transformers is not installed. ExportError: the model's own logits are not finite.
     """
     theirs = opened(folder, trust_remote_code=trust_remote_code)
     ours = _float32(model)
     tokens = min(LONGEST, max([PROMPT, *(window + 8 for window in _windows(model))]))
     drawn = torch.Generator().manual_seed(0)
     ids = torch.randint(model.spec.vocab_size, (ROWS, tokens + STEPS), generator=drawn)
-    with torch.no_grad():
+    with torch.no_grad(), _quiet(require_transformers()):
         wanted = ours(ids).logits
+        if not wanted.isfinite().all():
+            raise ExportError("the model's own logits are not finite: there is nothing that an export could agree with")
         pairs = {
             "prefill": (_logits(theirs, input_ids=ids), wanted),
             "step": (_stepped(theirs, ids, tokens), wanted),
@@ -66,12 +69,7 @@ def prove(model: HybridLM, folder: Path, *, trust_remote_code: bool = False) -> 
 
 def opened(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The model that transformers makes of a folder, in float32, with plain attention, in evaluation mode."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise UnsupportedError(
-            "an export is proved by loading it with transformers, which is not installed: pip install 'hybridlm[hf]'"
-        ) from error
+    transformers = require_transformers()
     how = {"dtype": torch.float32, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
     how["experts_implementation"] = "eager"  # its grouped products take no odd widths
     with _quiet(transformers):
@@ -82,9 +80,20 @@ def opened(folder: Path, *, trust_remote_code: bool = False) -> Any:
     return model.eval()
 
 
+def require_transformers() -> ModuleType:
+    """The package. UnsupportedError: it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise UnsupportedError(
+            "an export is proved by loading it with transformers, which is not installed: pip install 'hybridlm[hf]'"
+        ) from error
+    return transformers
+
+
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the advice that transformers prints on loading."""
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Without the advice that transformers prints on loading, and on the first call."""
     log = transformers.logging
     before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

@@ -212,5 +212,3 @@ def _words(svg: Path) -> list[str]:
 def test_changelog_begins_with_this_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## \[(.*?)\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)[1] == hl.__version__
-
-

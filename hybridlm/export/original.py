@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,48 @@ import yaml
 
 from hybridlm.compose.build import CONFIG, load, model_folder
 from hybridlm.compose.model import HybridLM
+from hybridlm.compose.plan import Stack, plan
+from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, ExportError
+from hybridlm.export.tokenizer import Text, text_of
+from hybridlm.text import places
 
 RUN_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
 class Original:
-    """A model, and the folder that it was read from.
+    """A model in a folder.
 
-    context: tokens of the windows that it was trained on; None where no run says so.
+    folder: a run, or what `hl.save` wrote. stack: of its spec. dtype: of the weights to write; None leaves them as they
+    are. text: how its ids are text, if they are. context: tokens of the windows that it was trained on, if a run says so.
     """
 
     folder: Path
-    model: HybridLM
+    stack: Stack
+    dtype: torch.dtype | None
+    text: Text | None
     context: int | None
 
+    @cached_property
+    def model(self) -> HybridLM:
+        """The model, read when it is asked for. ExportError: a weight is not finite. CheckpointError: it is damaged."""
+        model = load(self.folder).eval()
+        _require_finite(model, f"{self.folder}: ")
+        if self.dtype is not None:
+            model.to(self.dtype)
+            _require_finite(model, f"{self.folder}: in {str(self.dtype).removeprefix('torch.')} ")
+        return model
 
-def read_original(run: str, dtype: torch.dtype | None = None) -> Original:
-    """The model of a run folder, or of one that `hl.save` wrote. dtype: of its weights; None leaves them as they are.
 
-    ExportError: `run` is none of these, or a weight is not finite. CheckpointError: it is damaged.
+def read_original(run: str, dtype: torch.dtype | None = None, tokenizer: str | None = None) -> Original:
+    """What a run folder, or one that `hl.save` wrote, says of its model; its weights are not read yet.
+
+    tokenizer: as of `text_of`. ExportError: `run` is no such folder, or the tokenizer does not fit.
     """
     folder = _folder(run)
-    model = load(folder).eval()
-    _require_finite(model, f"{run}: ")
-    if dtype is not None:
-        model.to(dtype)
-        _require_finite(model, f"{run}: in {str(dtype).removeprefix('torch.')} ")
-    return Original(folder, model, _context(folder))
+    stack = _stack(folder)
+    return Original(folder, stack, dtype, text_of(folder, stack.spec, tokenizer), _context(folder))
 
 
 def _folder(run: str) -> Path:
@@ -56,23 +70,33 @@ def _folder(run: str) -> Path:
             f"{run}: no such folder; give a run, such as runs/tiny/0, or a folder that hl.save wrote. A pattern has no "
             'weights yet: hl.save(hl.build(pattern="...", d_model=..., vocab_size=...), FOLDER) draws some'
         )
-    kind = _model_type(model_folder(path) / CONFIG)
+    about = _about(path)
+    kind = about.get("model_type") if isinstance(about, dict) else None
     if kind not in (None, "hybridlm"):
         raise CheckpointError(f"{run}: a checkpoint of {kind}, not of hybridlm; `hybridlm import {run} OUT` reads it")
     return path
 
 
-def _model_type(path: Path) -> Any:
+def _about(folder: Path) -> Any:
+    """Its config.json; None, if it is none."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None  # load says what is wrong with it
-    return about.get("model_type") if isinstance(about, dict) else None
+        return json.loads((model_folder(folder) / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        return None
+
+
+def _stack(folder: Path) -> Stack:
+    try:
+        return plan(ModelSpec.from_dict(_about(folder)["spec"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return plan(load(folder).spec)  # says what is wrong with it
 
 
 def _context(folder: Path) -> int | None:
     """data.context of the run that a folder is, or is the model of."""
-    for place in (folder, folder.parent) if folder.name == "model" else (folder,):
+    for place in places(folder):
         if (place / RUN_CONFIG).is_file():
             try:
                 context = yaml.safe_load((place / RUN_CONFIG).read_text(encoding="utf-8"))["data"]["context"]

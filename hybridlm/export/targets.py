@@ -1,0 +1,96 @@
+"""The targets of `hybridlm export`: families that others serve, and forms of our own. Each proves what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridlm.compose.plan import Stack, plan
+from hybridlm.errors import ExportError, did_you_mean
+from hybridlm.export.family import FAMILIES, family
+from hybridlm.export.lower import Lowered, choose, lower
+from hybridlm.export.original import Original
+
+Beside = Callable[[Path, Lowered], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be written, and where.
+
+    max_length: tokens that readers may be asked to read. replaces: names of files in `out` that go in the same step.
+    beside: writes further files before all of it is put in place.
+    """
+
+    original: Original
+    out: Path
+    max_length: int
+    replaces: Iterable[str]
+    beside: Beside
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of the words that --to takes.
+
+    what: in a few words. served_by: what runs it. write: writes and proves it, or raises ExportError and leaves nothing.
+    misfits: why a model cannot be said in it. text: whether tokenizer and card are written beside it.
+    """
+
+    name: str
+    what: str
+    served_by: tuple[str, ...]
+    write: Callable[[Order], Lowered]
+    misfits: Callable[[Stack], list[str]]
+    text: bool = True
+
+
+def target(name: str) -> Target:
+    """The target of that name. ExportError: there is none."""
+    known = targets()
+    if name not in known:
+        words = ["auto", *known]
+        raise ExportError(f"--to: {name!r}; it must be one of {', '.join(words)}.{did_you_mean(name, words)}")
+    return known[name]
+
+
+def targets() -> dict[str, Target]:
+    """All of them by name, families by how widely they are served."""
+    return {name: _of_family(name) for name in FAMILIES} | {form.name: form for form in FORMS}
+
+
+def chosen(stack: Stack, to: str) -> Target:
+    """The target that `to` names, or for auto the first family that fits. ExportError: none does."""
+    return target(choose(stack, "auto").name if to == "auto" else to)
+
+
+def _of_family(name: str) -> Target:
+    one = family(name)
+
+    def write(order: Order) -> Lowered:
+        how = {"max_length": order.max_length, "replaces": order.replaces, "beside": order.beside}
+        return lower(order.original.model, order.out, name, **how)
+
+    return Target(name, f"a {one.architecture} checkpoint", one.served_by, write, one.misfits)
+
+
+# ------------------------------------------------------------------------------------------------------- forms of our own
+def _write_own(order: Order) -> Lowered:
+    from hybridlm.export.own import write_own
+
+    lowered = Lowered("safetensors", None)
+    source = order.original
+    write_own(
+        source.model if source.converted else source.folder,
+        order.out,
+        tokenizer=source.tokenizer,
+        replaces=order.replaces,
+        beside=lambda staged: order.beside(staged, lowered),
+    )
+    return lowered
+
+
+FORMS = (
+    Target("safetensors", "our own form, as for the Hub", ("hybridlm",), _write_own, lambda stack: [], text=False),
+)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridlm.compose.cost import model_cost
 from hybridlm.compose.part import Part
-from hybridlm.compose.plan import LayerPlan, plan
+from hybridlm.compose.plan import LayerPlan
 from hybridlm.export.halves import WITHOUT_EFFECT
-from hybridlm.export.lower import Lowered
 from hybridlm.export.original import Original
-from hybridlm.text import TOKENIZER
+from hybridlm.export.proof import Proof
+from hybridlm.export.targets import Target
+from hybridlm.export.tokenizer import Text
 
 CARD = "README.md"
 NOT_RUN = ("vLLM", "SGLang", "llama.cpp")
@@ -24,8 +26,8 @@ LENGTH = 2000  # characters of a pattern that a page has room for
 PYTHON = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained({folder})
+model = AutoModelForCausalLM.from_pretrained({folder})
 ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))"""
 """For a folder with a tokenizer."""
@@ -33,7 +35,7 @@ IDS = """\
 import torch
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{folder}")
+model = AutoModelForCausalLM.from_pretrained({folder})
 ids = torch.tensor([[1, 2, 3]])  # the folder has no tokenizer
 print(model.generate(ids, max_new_tokens=50)[0])"""
 COMMANDS = {
@@ -47,15 +49,14 @@ COMMANDS = {
 class Facts:
     """What a card says besides what the model says of itself.
 
-    name: its heading. folder: what its commands name. served_by: what runs the target. versions: of what compared.
-    max_length: tokens that readers may be asked to read.
+    folder: what its commands name. proof: of what was written. versions: of what compared. max_length: tokens that
+    readers may be asked to read.
     """
 
-    name: str
     folder: str
-    lowered: Lowered
-    served_by: tuple[str, ...]
-    versions: dict[str, str]
+    target: Target
+    proof: Proof
+    versions: Mapping[str, str]
     max_length: int
 
 
@@ -63,10 +64,10 @@ def write_card(original: Original, facts: Facts, staged: Path) -> None:
     """Write README.md into a folder that has everything else."""
     sections = [
         _front(facts),
-        f"# {facts.name}",
+        f"# {Path(facts.folder).resolve().name}",
         _about(original, facts),
         _layers(original),
-        _serving(facts, (staged / TOKENIZER).is_file()),
+        _serving(facts, original.text is not None),
         _verified(original, facts),
         _back(facts),
     ]
@@ -74,20 +75,20 @@ def write_card(original: Original, facts: Facts, staged: Path) -> None:
 
 
 def _front(facts: Facts) -> str:
-    tags = "".join(f"\n- {tag}" for tag in ("hybridlm", facts.lowered.target))
+    tags = "".join(f"\n- {tag}" for tag in ("hybridlm", facts.target.name))
     return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:{tags}\n---"
 
 
 # ------------------------------------------------------------------------------------------------------------ the model
 def _about(original: Original, facts: Facts) -> str:
-    spec = original.model.spec
-    stack = plan(spec)
+    stack, spec = original.stack, original.stack.spec
     context = f"windows of {original.context:,} tokens" if original.context else "not recorded"
     rows = [
         ("layers", f"{len(stack.layers)}"),
         ("width", f"{spec.d_model:,}"),
         ("parameters", f"{model_cost(spec).parameters:,}"),
         ("vocabulary", _vocabulary(spec.vocab_size)),
+        ("tokenizer", _tokenizer(original.text)),
         ("input and output matrix", "one, tied" if spec.tie_embeddings else "two"),
         ("norm", f"{spec.norm}, epsilon {spec.norm_eps:g}"),
         ("weights", str(original.model.embed.weight.dtype).removeprefix("torch.")),
@@ -105,9 +106,15 @@ def _vocabulary(size: int) -> str:
     return f"{size:,} token ids" + (note if left else "")
 
 
+def _tokenizer(text: Text | None) -> str:
+    if text is None:
+        return "none came with it: ids in, ids out"
+    return "bytes of UTF-8, a token each" if text.path is None else "tokenizer.json, as it was trained with"
+
+
 def _layers(original: Original) -> str:
     kinds: dict[str, tuple[LayerPlan, int]] = {}
-    for layer in plan(original.model.spec).layers:
+    for layer in original.stack.layers:
         kinds[layer.name] = layer, kinds.get(layer.name, (layer, 0))[1] + 1
     rows = [
         (f"`{name}`", f"{count}", _parts(layer.mixers), _parts(layer.mlps)) for name, (layer, count) in kinds.items()
@@ -131,22 +138,24 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- what of it
 def _serving(facts: Facts, has_tokenizer: bool) -> str:
-    code = (PYTHON if has_tokenizer else IDS).format(folder=facts.folder)
+    code = (PYTHON if has_tokenizer else IDS).format(folder=json.dumps(facts.folder, ensure_ascii=False))
     found = [f"## Serve it\n\nWith transformers:\n\n```python\n{code}\n```"]
-    for server in facts.served_by:
+    for server in facts.target.served_by:
         name = server.partition(" (")[0]
         if name in COMMANDS:
-            found.append(f"With {server}; not run here:\n\n```sh\n{COMMANDS[name].format(folder=facts.folder)}\n```")
+            found.append(
+                f"With {server}; not run here:\n\n```sh\n{COMMANDS[name].format(folder=shlex.quote(facts.folder))}\n```"
+            )
     return "\n\n".join(found)
 
 
 def _verified(original: Original, facts: Facts) -> str:
-    proof = facts.lowered.proof
+    proof = facts.proof
     rows = [(WHAT[name], f"{error:.1e}", f"{proof.limit:.0e}") for name, error in proof.errors.items()]
     dtype = str(original.model.embed.weight.dtype).removeprefix("torch.")
     rounded = "" if dtype == "float32" else f" of the {dtype} weights in this folder"
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    others = [name for name in NOT_RUN if any(server.startswith(name) for server in facts.served_by)]
+    others = [name for name in NOT_RUN if any(server.startswith(name) for server in facts.target.served_by)]
     said = (
         f"Before it was put in place, this folder was loaded with transformers, and its logits{rounded} were compared "
         f"with those of the model it was made of, in float32, over random rows of {proof.tokens} tokens ({versions}). "
@@ -165,6 +174,6 @@ WHAT = {
 
 def _back(facts: Facts) -> str:
     return (
-        f"## Back into hybridlm\n\n```sh\nhybridlm import {facts.folder} OUT\n```\n\n"
+        f"## Back into hybridlm\n\n```sh\nhybridlm import {shlex.quote(facts.folder)} OUT\n```\n\n"
         "gives a folder that `hl.load` and `hybridlm generate` open: the same weights, to the bit."
     )

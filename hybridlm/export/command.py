@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json as writer
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,17 +22,17 @@ from hybridlm.checks import whole
 from hybridlm.compose.build import load
 from hybridlm.compose.cost import model_cost
 from hybridlm.compose.memory import readable_bytes
-from hybridlm.compose.model import HybridLM
-from hybridlm.compose.plan import plan
-from hybridlm.errors import ExportError, did_you_mean
+from hybridlm.errors import ExportError, UnsupportedError
 from hybridlm.export.card import Facts, write_card
-from hybridlm.export.family import FAMILIES, family
 from hybridlm.export.lift import lift
-from hybridlm.export.lower import MAX_LENGTH, Lowered, choose, lower
-from hybridlm.export.original import read_original
+from hybridlm.export.lower import MAX_LENGTH, Lowered
+from hybridlm.export.original import Original, read_original
 from hybridlm.export.place import read_record, require_empty, require_place, write_record
 from hybridlm.export.proof import Proof, require_transformers
 from hybridlm.export.proof import prove as compare
+from hybridlm.export.targets import Order, Target, chosen, targets
+from hybridlm.export.targets import target as named
+from hybridlm.export.tokenizer import write_tokenizer
 from hybridlm.text import TOKENIZER
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -41,6 +44,7 @@ def export_model(
     to: str = "auto",
     max_length: int | None = None,
     dtype: Dtype | None = None,
+    tokenizer: str | None = None,
     overwrite: bool = False,
     json: bool = False,
 ) -> None:
@@ -55,70 +59,59 @@ def export_model(
         to: TARGETS.
         max_length: tokens that readers may be asked to read, for their config; default 4096, or what it was trained on.
         dtype: of the weights; default as they are. The proof is of the rounded weights.
+        tokenizer: "bytes" or a tokenizer.json, where the run does not say.
         overwrite: replace an earlier export that nobody has changed.
         json: print JSON instead of a table.
     """
-    _require_target(to)
     if max_length is not None:
         whole("--max-length", max_length, high=1 << 40)
+    if to != "auto":
+        named(to)
     place = Path(out)
-    replaces = require_place(place, Path(run), overwrite)
-    original = read_original(run, dtype and getattr(torch, dtype))
+    replaces = [glob.escape(name) for name in require_place(place, Path(run), overwrite)]
+    original = read_original(run, dtype and getattr(torch, dtype), tokenizer)
+    target = chosen(original.stack, to)
     length = max_length or max(MAX_LENGTH, original.context or 0)
-    target = choose(plan(original.model.spec), to)
-    _say(f"{out}: writing {target.name}, {_size(original.model)}, and comparing it with what transformers reads")
-
-    def beside(staged: Path, lowered: Lowered) -> None:
-        facts = Facts(place.resolve().name, out, lowered, target.served_by, _versions(), length)
-        write_card(original, facts, staged)
-        write_record(staged, _record(lowered, facts))
-
-    lower(original.model, place, target.name, max_length=length, replaces=replaces, beside=beside)
+    _say(f"{out}: writing {target.name}, {target.what}, and comparing it with {run}")
+    beside = partial(_write_beside, original, target, out, length)
+    target.write(Order(original, place, length, replaces, beside))
     about = {"folder": out, **read_record(place), "served_by": list(target.served_by)}
     print(writer.dumps(about, indent=2)) if json else _print(_exported(about))
 
 
 export_model.__doc__ = export_model.__doc__.replace(
-    "TARGETS", f"auto, which is the most widely served of these that is exact: {', '.join(FAMILIES)}"
+    "TARGETS", f"auto, which is the most widely served family that is exact, or one of {', '.join(targets())}"
 )
 
 
-def _require_target(to: str) -> None:
-    known = ["auto", *FAMILIES]
-    if to not in known:
-        raise ExportError(f"--to: {to!r}; it must be one of {', '.join(known)}.{did_you_mean(to, known)}")
+def _write_beside(original: Original, target: Target, out: str, length: int, staged: Path, lowered: Lowered) -> None:
+    """Tokenizer and card, where the form has none of its own, and the record of it all."""
+    versions = _versions()
+    if target.text:
+        write_tokenizer(staged, original.text, max_length=length)
+        write_card(original, Facts(out, target, lowered.proof, versions, length), staged)
+    write_record(staged, {"target": target.name, "proof": _proof(lowered.proof), "versions": versions})
 
 
-def _record(lowered: Lowered, facts: Facts) -> dict[str, Any]:
-    """What export.json says besides its files."""
-    return {
-        "target": lowered.target,
-        "architecture": family(lowered.target).architecture,
-        "proof": _proof(lowered.proof),
-        "versions": facts.versions,
-    }
-
-
-def _size(model: HybridLM) -> str:
-    return readable_bytes(sum(tensor.nbytes for tensor in model.state_dict().values()))
-
-
-def _proof(proof: Proof) -> dict[str, Any]:
-    return {"errors": dict(proof.errors), "limit": proof.limit, "tokens": proof.tokens}
+def _proof(proof: Proof | None) -> dict[str, Any] | None:
+    return proof and {"errors": dict(proof.errors), "limit": proof.limit, "tokens": proof.tokens}
 
 
 def _versions() -> dict[str, str]:
-    transformers = require_transformers().__version__
-    return {"hybridlm": __version__, "torch": torch.__version__, "transformers": transformers}
+    found = {"hybridlm": __version__, "torch": torch.__version__}
+    with suppress(UnsupportedError):
+        found["transformers"] = require_transformers().__version__
+    return found
 
 
 def _exported(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The table of an export."""
+    served = ", ".join(about["served_by"])
     return [
         ("written", about["folder"]),
-        ("target", f"{about['target']} ({about['architecture']})"),
-        *_compared(about["proof"]),
-        ("served by", f"{', '.join(about['served_by'])}; of these transformers was run"),
+        ("target", about["target"]),
+        *(_compared(about["proof"]) if about["proof"] else [("compared", "every tensor, bit by bit: the same")]),
+        ("served by", served),
         *((name, readable_bytes(entry["bytes"])) for name, entry in about["files"].items()),
     ]
 

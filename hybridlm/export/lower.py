@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ MAX_LENGTH = 4096
 
 @dataclass(frozen=True)
 class Lowered:
-    """What was written: the family, and the proof that it is the model."""
+    """What was written: the target, and the proof that it is the model; None, where it is the same bit by bit."""
 
     target: str
-    proof: Proof
+    proof: Proof | None
 
 
 def lower(
@@ -43,9 +42,9 @@ def lower(
 ) -> Lowered:
     """Write a model into the folder `out` as one of FAMILIES, or as the first of them that fits.
 
-    max_length: tokens that readers may be asked to read, for their config. replaces: names of files in `out` that are
-    removed in the same step. beside: writes further files into the folder that it is given, such as a tokenizer and a
-    README, before all of it is put in place.
+    max_length: tokens that readers may be asked to read, for their config. replaces: of files in `out` that go in the
+    same step, as of `changing`. beside: writes further files into the folder that it is given, such as a tokenizer and
+    a README, before all of it is put in place.
 
     ExportError: every misfit, and the nearest family that fits; or the proof failed. `out` is then as it was.
     """
@@ -53,7 +52,7 @@ def lower(
     stack = plan(model.spec)
     target = choose(stack, to)
     require_transformers()
-    with changing(out, replaces=[*FORMS, *map(glob.escape, replaces)]) as staged:
+    with changing(out, replaces=(*FORMS, *replaces)) as staged:
         write_family(model, stack, target, staged, max_length)
         proof = prove(model, staged)
         proof.require(target.name)

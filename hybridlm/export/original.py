@@ -27,7 +27,7 @@ class Original:
     """A model in a folder.
 
     folder: a run, or what `hl.save` wrote. stack: of its spec. dtype: of the weights to write; None leaves them as they
-    are. text: how its ids are text, if they are. context: tokens of the windows that it was trained on, if a run says so.
+    are. text: how its ids are text, if they are. context: tokens of the windows it was trained on, if a run says so.
     """
 
     folder: Path

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridlm.compose.plan import Stack, plan
+from hybridlm.compose.plan import Stack
 from hybridlm.errors import ExportError, did_you_mean
 from hybridlm.export.family import FAMILIES, family
 from hybridlm.export.lower import Lowered, choose, lower
@@ -34,8 +34,8 @@ class Order:
 class Target:
     """One of the words that --to takes.
 
-    what: in a few words. served_by: what runs it. write: writes and proves it, or raises ExportError and leaves nothing.
-    misfits: why a model cannot be said in it. text: whether tokenizer and card are written beside it.
+    what: in a few words. served_by: what runs it. write: writes and proves it, or raises ExportError and leaves no
+    trace. misfits: why a model cannot be said in it. text: whether tokenizer and card are written beside it.
     """
 
     name: str
@@ -75,16 +75,16 @@ def _of_family(name: str) -> Target:
     return Target(name, f"a {one.architecture} checkpoint", one.served_by, write, one.misfits)
 
 
-# ------------------------------------------------------------------------------------------------------- forms of our own
+# ------------------------------------------------------------------------------------------------- forms of our own
 def _write_own(order: Order) -> Lowered:
     from hybridlm.export.own import write_own
 
     lowered = Lowered("safetensors", None)
-    source = order.original
+    original = order.original
     write_own(
-        source.model if source.converted else source.folder,
+        original.folder if original.dtype is None else original.model,
         order.out,
-        tokenizer=source.tokenizer,
+        tokenizer=None if original.text is None else original.text.path or "bytes",
         replaces=order.replaces,
         beside=lambda staged: order.beside(staged, lowered),
     )

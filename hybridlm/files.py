@@ -80,12 +80,12 @@ def changing(folder: str | Path, replaces: Iterable[str] = ()) -> Iterator[Path]
     """A folder inside `folder` to write files into, so that all of them change or none does.
 
     When the block ends, everything is flushed, and then moved: before that no old file is touched. Whatever goes wrong,
-    in the block or in the moving, the old files are put back, and a folder that was not there is gone again.
+    in the block or in the moving, the old files are put back, and folders that were not there are gone again.
 
     replaces: patterns of names; a file that matches one and is not written anew is removed in the same step.
     """
     folder = Path(folder)
-    was_there = folder.exists()
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{STAGING}*"):
         shutil.rmtree(stale)
@@ -94,9 +94,9 @@ def changing(folder: str | Path, replaces: Iterable[str] = ()) -> Iterator[Path]
             yield Path(staged)
             _move_in(Path(staged), folder, replaces)
     except BaseException:
-        if not was_there:
-            with suppress(OSError):  # not empty: somebody else's by now
-                folder.rmdir()
+        with suppress(OSError):  # not empty: somebody else's by now
+            for place in missing:
+                place.rmdir()
         raise
 
 

@@ -1,4 +1,4 @@
-"""`hybridlm export` and `hybridlm import`: a trained run as others read it, text for text; and what a user can mistype."""
+"""`hybridlm export` and `hybridlm import`: a trained run as others read it, and what a user can mistype."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def trained(tmp_path_factory):
     return folder / "run"
 
 
-# ----------------------------------------------------------------------------------------------------------- a whole way
+# ---------------------------------------------------------------------------------------------------------- a whole way
 def test_a_trained_run_writes_the_same_text_with_transformers(trained, run, tmp_path, monkeypatch):
     """Tokenizer included, from the files alone; and it is the same again after it came back."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -155,7 +155,7 @@ def test_help_names_every_target():
     assert all(re.search(rf"\b{name}\b", export_model.__doc__) for name in targets.targets())
 
 
-# -------------------------------------------------------------------------------------------------------- hostile inputs
+# ------------------------------------------------------------------------------------------------------- hostile inputs
 def files(folder):
     """Everything under a folder, and what is in it."""
     return {path: path.read_bytes() if path.is_file() else None for path in Path(folder).rglob("*")}
@@ -208,7 +208,7 @@ def test_where_nothing_is_to_be_written(run, tmp_path, saved):
     }.items():
         assert said in refused(run, tmp_path, "export", tmp_path / "source", tmp_path / name, "--overwrite")
     assert "Not a directory" in refused(run, tmp_path, "export", saved, tmp_path / "file/out")
-    export_model(str(saved), str(tmp_path / "theirs"))
+    assert run("export", saved, tmp_path / "theirs")[0] == 0
     for name in ("file", "full", "theirs", "theirs/out"):
         refused(run, tmp_path, "import", tmp_path / "theirs", tmp_path / name)
 
@@ -222,7 +222,7 @@ def test_no_permission(run, tmp_path, saved, monkeypatch):
 
 
 def test_words_that_are_no_target(run, tmp_path, saved):
-    said = refused(run, tmp_path, "export", saved, tmp_path / "out", "--to", "granite")
+    said = refused(run, tmp_path, "export", saved, tmp_path / "out", "--to", "granite_hybird")
     assert "Did you mean 'granite_hybrid'?" in said
     said = refused(run, tmp_path, "export", saved, tmp_path / "out", "--to", "llama")
     assert "M: mixer mamba2; known there: attention" in said
@@ -265,7 +265,7 @@ def test_a_proof_that_fails_leaves_nothing(run, tmp_path, saved, monkeypatch, of
 
 
 def test_an_import_that_is_not_the_model_leaves_nothing(run, tmp_path, saved, monkeypatch):
-    export_model(str(saved), str(tmp_path / "theirs"))
+    assert run("export", saved, tmp_path / "theirs")[0] == 0
     monkeypatch.setattr(proof.Proof, "holds", property(lambda self: False))
     said = refused(run, tmp_path, "import", tmp_path / "theirs", tmp_path / "out", "--prove")
     assert "not the model" in said

@@ -20,6 +20,7 @@ from hybridlm.errors import CheckpointError, ExportError
 from hybridlm.export.tokenizer import TEXT_FILES, Text, text_of, write_tokenizer
 from hybridlm.files import as_path, changing, write_manifest
 from hybridlm.shards import FORMS, MAX_BYTES, Entry, entries_of, write_shards
+from hybridlm.text import TOKENIZER
 
 CARD = "README.md"
 
@@ -72,7 +73,7 @@ def write_own(
         (staged / CONFIG).write_text(config_text(origin.spec), encoding="utf-8")
         names = write_tokenizer(staged, text)
         (staged / CARD).write_text(card(origin, text), encoding="utf-8")
-        write_manifest(staged, [*files, CONFIG, CARD, *names])
+        write_manifest(staged, [*files, CONFIG, *(name for name in names if name == TOKENIZER)])
         require_same(origin, staged)
         if beside is not None:
             beside(staged)
@@ -170,6 +171,7 @@ import hybridlm as hl
 model = hl.load("FOLDER")
 ```
 {use}
-config.json holds the whole spec, manifest.json size and sha256 of each file, which `hl.load` compares. When the folder
-was written, each tensor was read again and was the one that it was made of, bit by bit.
+config.json holds the whole spec. manifest.json holds size and sha256 of weights, spec and tokenizer.json, and `hl.load`
+compares them; the other files are yours to edit. When the folder was written, each tensor was read again and was the
+one that it was made of, bit by bit.
 """

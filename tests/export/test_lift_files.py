@@ -105,10 +105,11 @@ print(json.dumps({"streamed": streamed, "held": peak() - before, "total": total}
 """
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("width", "depth", "limit", "room"),
-    [(512, 8, 16 << 20, 32 << 20), pytest.param(2048, 12, 300 << 20, 500 << 20, marks=pytest.mark.deep)],
+    [(512, 8, 16 << 20, 32 << 20), (2048, 12, 300 << 20, 500 << 20)],
     ids=["92 MB", "2 GB"],
 )
 def test_an_import_takes_the_memory_of_one_shard(tmp_path, width, depth, limit, room):

@@ -23,6 +23,7 @@ from hybridlm.text import TOKENIZER
 from hybridlm.train.tokenize import train_tokenizer
 
 HUB = ["config.json", GENERATION, "manifest.json", WEIGHTS, TOKENIZER, CONFIG, CARD]
+OPEN = {"manifest.json", CARD, GENERATION, CONFIG}  # what may be edited
 PATTERNS = ["A", "(MA)2", "S m -", "W@x W@x{window: 3}", "<M|A> A@y A@y{low_rank: 2}"]
 
 
@@ -60,7 +61,7 @@ def test_what_is_written_is_the_model(tmp_path_factory, pattern, dtype, tie, sav
         hl.save(model, folder / "saved", max_shard_bytes=saved)
     assert write_own(folder / "saved" if saved else model, folder / "out", max_shard_bytes=limit) == model.spec
     assert same(hl.load(folder / "out"), model)
-    assert set(verify_manifest(folder / "out")) == {*listing(folder / "out")} - {"manifest.json"}
+    assert {*listing(folder / "out")} - {*verify_manifest(folder / "out")} == OPEN
     assert (INDEX in listing(folder / "out")) == (limit < 10**9)
 
 
@@ -75,6 +76,16 @@ def test_the_folder_is_what_the_hub_expects(tmp_path):
     assert front == {"library_name": "hybridlm", "pipeline_tag": "text-generation", "tags": ["hybridlm"]}
     assert f"\n{make().spec.pattern}\n" in card
     assert f"{sum(parameter.numel() for parameter in make().parameters()):,} (float32)" in card
+
+
+def test_the_card_and_the_settings_are_for_people_to_edit(tmp_path):
+    write_own(make(), tmp_path)
+    for name in OPEN - {"manifest.json"}:
+        (tmp_path / name).write_text("{}")
+    hl.load(tmp_path)
+    (tmp_path / TOKENIZER).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"damaged files.*\n.*tokenizer\.json"):
+        hl.load(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["", "model"])

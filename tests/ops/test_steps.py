@@ -33,3 +33,12 @@ def test_compiled_its_gradient_may_come_in_with_strides_of_its_own():
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     (found,), (wanted,) = (torch.autograd.grad(f(x, weight, up), weight) for f in (compiled, loss))
     torch.testing.assert_close(found, wanted)
+
+
+def test_exported_it_is_one_op():
+    class Softplus(torch.nn.Module):
+        def forward(self, x):
+            return softplus(x)
+
+    program = torch.export.export(Softplus(), (torch.randn(3),), strict=False)
+    assert torch.ops.aten.softplus.default in [node.target for node in program.graph.nodes]

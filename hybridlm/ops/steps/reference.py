@@ -8,10 +8,10 @@ from torch import Tensor
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), exact in float64 too: PyTorch's own leaves out e^-x from x = 20 on, which is 1e-10 of it there.
 
-    Traced it is another op: of the gradient of this one torch.compile expects the strides of x, eager gives those of
-    what came in, and where the two differ a view of it fails.
+    Compiled it is another op: of the gradient of this one torch.compile expects the strides of x, eager gives those of
+    what came in, and where the two differ a view of it fails. Exported it is itself, as ONNX has it, to all its digits.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():  # in 2.11 is_exporting() is true here as well
         return -F.logsigmoid(-x)
     return F.softplus(x, threshold=40.0)
 

@@ -25,19 +25,25 @@ FAMILIES = (  # by how widely they are served: `auto` takes the first that fits
     "jamba",
     "granite_swa",
 )
-SOURCES: tuple[str, ...] = ()  # read, and never written
+SOURCES: tuple[str, ...] = (  # read, and never written
+    "mamba_ssm",
+)
 
 
 class Source(ABC):
     """A family as a source of import. It has no state: there is one of each.
 
     name:         what its file is called, and what --to takes if it is a target, too.
-    model_type:   what config.json calls it. architecture: the class in transformers.
+    model_type:   what config.json calls it. architecture: the class in transformers. Empty: transformers knows neither.
     """
 
     name: ClassVar[str]
     model_type: ClassVar[str]
     architecture: ClassVar[str]
+
+    def wrote(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json is one of this family."""
+        return config.get("model_type") == self.model_type
 
     @abstractmethod
     def spec(self, fields: Fields) -> ModelSpec:

@@ -28,13 +28,15 @@ _MISSING = object()
 class Fields:
     """A config.json, of which every field has to be accounted for.
 
-    where: the file, for messages. `take` and `must` note what does not fit; `done` raises all of it at once.
+    where: the file, for messages. `take` and `must` note what does not fit; `done` raises all of it at once. A field
+    that is unknown and null says nothing.
     """
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.config, self.where = dict(config), where
         self.read: set[str] = set()
         self.problems: list[str] = []
+        self._inner: dict[str, Fields] = {}
 
     def __contains__(self, name: str) -> bool:
         return self.config.get(name) is not None
@@ -50,7 +52,8 @@ class Fields:
             return default
         numbers = kind in (int, float) and isinstance(value, bool)
         if numbers or not isinstance(value, (int, float) if kind is float else kind):
-            self.problems.append(f"{name}: {value!r} is not what it has to be ({kind})")
+            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            self.problems.append(f"{name}: {value!r}; it has to be a {wanted}")
             return None if default is _MISSING else default
         return value
 
@@ -61,6 +64,12 @@ class Fields:
             self.problems.append(f"{name}: {value}; it has to be {low} or more")
             return default
         return value
+
+    def inside(self, name: str) -> Fields:
+        """The fields of a mapping in a field, which are told with these."""
+        if name not in self._inner:
+            self._inner[name] = Fields(self.take(name, {}, dict), f"{name}.")
+        return self._inner[name]
 
     def null(self, name: str) -> bool:
         """Whether a field is there and says null, which some families tell from one that is missing."""
@@ -83,8 +92,11 @@ class Fields:
 
     def done(self) -> None:
         """ExportError with everything that does not fit, unknown fields among it."""
-        unknown = [name for name in self.config if name not in self.read and name not in NEUTRAL]
+        if found := self._faults():
+            raise ExportError(f"{self.where}: it cannot be read:\n  " + "\n  ".join(found))
+
+    def _faults(self) -> list[str]:
+        unknown = [name for name in self.config if name in self and name not in self.read and name not in NEUTRAL]
         said = "is unknown, and may change the mathematics"
-        self.problems += [f"{name}: {self.config[name]!r} {said}" for name in unknown]
-        if self.problems:
-            raise ExportError(f"{self.where}: it cannot be read:\n  " + "\n  ".join(self.problems))
+        found = [*self.problems, *(f"{name}: {self.config[name]!r} {said}" for name in unknown)]
+        return found + [f"{inner.where}{fault}" for inner in self._inner.values() for fault in inner._faults()]

@@ -64,14 +64,14 @@ def read_config(folder: Path) -> tuple[Source, Mapping[str, Any]]:
         raise ExportError(f"{path}: a {type(config).__name__}; a config.json holds a mapping")
     if config.get("model_type") == "hybridlm":
         raise ExportError(f"{folder}: a model of hybridlm's own; hl.load opens it, nothing need be imported")
-    known = {source(name).model_type: name for name in (*FAMILIES, *SOURCES)}
-    kind = config.get("model_type")
-    if kind not in known:
+    every = [source(name) for name in (*FAMILIES, *SOURCES)]
+    found = next((one for one in every if one.wrote(config)), None)
+    if found is None:
+        kind, known = config.get("model_type"), sorted(one.model_type or one.name for one in every)
         raise ExportError(
-            f"{path}: model_type: {kind!r}; these can be read: {', '.join(sorted(known))}."
-            f"{did_you_mean(str(kind), known)}"
+            f"{path}: model_type: {kind!r}; these can be read: {', '.join(known)}.{did_you_mean(str(kind), known)}"
         )
-    return source(known[kind]), config
+    return found, config
 
 
 def _write_weights(reader: ShardReader, weights: Sequence[Weight], spec: ModelSpec, folder: Path) -> list[str]:

@@ -135,31 +135,30 @@ def built(spec: Mapping[str, Any], seed: int = 0) -> hl.HybridLM:
 
 @torch.no_grad()
 def randomised(model: torch.nn.Module, seed: int = 0) -> Any:
-    """The model, ours or theirs, with every parameter random, of a size that keeps every part audible.
-
-    Decays lie between 0.1 and 4, steps about 0.5, norms and biases about 1. Queries and keys are small, so that
-    attention stays even and roundings are not made larger from layer to layer.
-    """
+    """The model, ours or theirs, with every parameter random."""
     drawn = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=drawn)
-        if name.endswith(("A_log", "dt_bias", "dt_proj.bias")):
-            value = noise
-        elif name.endswith("sinks"):
-            value = torch.full_like(noise, -1e4)  # the only one that can be read
-        elif parameter.ndim == 1:
-            value = 1 + 0.3 * noise
-        elif "embed" in name:
-            value = noise
-        elif re.search(r"([qk]_proj|adapter_list\.\d+\.1)\.weight$", name):
-            value = 0.5 * noise * parameter.shape[-1] ** -0.5
-        else:
-            value = noise * parameter.shape[-1] ** -0.5
-        parameter.copy_(value)
+        parameter.copy_(random_values(name, parameter.shape, drawn))
     for name, buffer in model.named_buffers():
         if name.endswith(("router.bias", "e_score_correction_bias")):
             buffer.copy_(torch.randn(buffer.shape, generator=drawn))
     return model.eval()
+
+
+def random_values(name: str, shape: tuple[int, ...], drawn: torch.Generator) -> torch.Tensor:
+    """Of a size that keeps every part audible: decays between 0.1 and 4, steps about 0.5, norms and biases about 1.
+
+    Queries and keys are small, so that attention stays even and roundings are not made larger from layer to layer.
+    """
+    noise = torch.randn(shape, generator=drawn)
+    if name.endswith("sinks"):
+        return torch.full_like(noise, -1e4)  # the only one that can be read
+    if name.endswith(("A_log", "dt_bias", "dt_proj.bias")) or ("embed" in name and noise.ndim > 1):
+        return noise
+    if noise.ndim == 1:
+        return 1 + 0.3 * noise
+    even = re.search(r"([qk]_proj|adapter_list\.\d+\.1)\.weight$", name)
+    return noise * shape[-1] ** -0.5 * (0.5 if even else 1)
 
 
 def outside(draw: Random) -> dict[str, Any]:

@@ -46,12 +46,12 @@ def head_scale(fields: Fields, d_model: int | None, heads: int | None) -> None:
         fields.refuse(f"attention_multiplier: {scale}; only head_dim ** -0.5 can be read")
 
 
-def unlimited_steps(fields: Fields) -> None:
-    """time_step_limit, which has to be none: (0, inf), however infinity is written in JSON."""
-    given = fields.take("time_step_limit", [0.0, float("inf")])
+def unlimited_steps(fields: Fields, name: str = "time_step_limit") -> None:
+    """The limit on steps, which has to be none: [0, inf], however infinity is written in JSON."""
+    given = fields.take(name, [0.0, float("inf")])
     infinite = (float("inf"), "Infinity", "inf", {"__float__": "Infinity"}, None)
     if not (isinstance(given, list) and len(given) == 2 and given[0] == 0 and given[1] in infinite):
-        fields.refuse(f"time_step_limit: {given!r}; only [0, infinity], no limit, can be read")
+        fields.refuse(f"{name}: {given!r}; only [0, infinity], no limit, can be read")
 
 
 def kv_heads(fields: Fields, heads: int, default: int) -> int:

@@ -81,7 +81,7 @@ def _names(
     found = [t for d in reach.definitions.values() for t in (Target(d.module, name) for name in d.names)]
     for target in sorted(found, key=lambda t: (t.module.count("."), order.index(t.module), t.name)):
         if target not in names:
-            free = (n for n in _candidates(target) if n not in taken and n not in hidden[target] - {target.name})
+            free = (n for n in _candidates(target) if n not in taken and n not in hidden[target])
             names[target] = next(free)
             taken.add(names[target])
     return names

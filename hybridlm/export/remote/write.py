@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from hybridlm.compose.model import HybridLM
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan, Stack, plan
 from hybridlm.errors import ExportError, SpecError
+from hybridlm.export.lower import Lowered
+from hybridlm.export.proof import prove
 from hybridlm.export.remote.bundle import bundle
 from hybridlm.export.remote.source import Library, Target, text_of
-from hybridlm.files import MANIFEST, write_manifest
+from hybridlm.files import MANIFEST, as_path, changing, write_manifest
+from hybridlm.shards import FORMS
 
+NAME = "remote-code"
 HERE = "hybridlm.export.remote"
 MODELING, CONFIGURATION = "modeling_hybridlm", "configuration_hybridlm"
 ARCHITECTURE, CONFIG_CLASS = "HybridLMForCausalLM", "HybridLMConfig"
@@ -55,6 +60,27 @@ def misfits(stack: Stack) -> list[str]:
     return said
 
 
+def lower_remote(
+    model: HybridLM,
+    out: str | Path,
+    *,
+    replaces: Iterable[str] = (),
+    beside: Callable[[Path, Lowered], None] | None = None,
+) -> Lowered:
+    """As `lower`, as remote code: into the folder `out`, which stays as it was unless transformers finds the model.
+
+    replaces: patterns of names; a file in `out` that matches one and is not written anew goes in the same step.
+    """
+    with changing(as_path(out, ExportError), replaces=(*FORMS, *replaces)) as staged:
+        write_remote(model, staged)
+        proof = prove(model, staged, trust_remote_code=True)
+        proof.require(NAME)
+        lowered = Lowered(NAME, proof)
+        if beside is not None:
+            beside(staged, lowered)
+    return lowered
+
+
 def write_remote(model: HybridLM, folder: str | Path) -> None:
     """Write config.json, model.safetensors (in shards over 5 GB) and two Python files into a folder.
 
@@ -62,7 +88,7 @@ def write_remote(model: HybridLM, folder: str | Path) -> None:
     """
     stack = plan(model.spec)
     if said := misfits(stack):
-        raise ExportError("remote-code: this model is no language model:\n  " + "\n  ".join(said))
+        raise ExportError(f"{NAME}: this model is no language model:\n  " + "\n  ".join(said))
     texts = {f"{MODELING}.py": modeling_text(stack), f"{CONFIGURATION}.py": text_of(f"{HERE}.configuration")}
     folder = Path(folder)
     save(model, folder)
@@ -122,23 +148,26 @@ def modeling_text(stack: Stack) -> str:
     mixers = {part.type: part for layer in stack.layers for part in layer.mixers}
     mlps = {part.type: part for layer in stack.layers for part in layer.mlps}
     packages = {"hybridlm", *(part.cls.__module__.partition(".")[0] for part in [*mixers.values(), *mlps.values()])}
-    library = Library(packages, {f"{HERE}.parts": _tables({"MIXERS": mixers, "MLPS": mlps})}, INSTEAD)
     try:
+        library = Library(packages, {f"{HERE}.parts": _tables({"MIXERS": mixers, "MLPS": mlps})}, INSTEAD)
         body = bundle(library, [Target(f"{HERE}.modeling", ARCHITECTURE)])
     except SpecError as error:
-        raise ExportError(f"remote-code: {error}") from error
+        raise ExportError(f"{NAME}: {error}") from error
     return f"{_heading(stack)}\n\n{body}"
 
 
 def _tables(tables: dict[str, dict[str, Part]]) -> str:
     """The module that says which classes the names of this model's parts mean."""
     lines = ['"""The mixers and MLPs of this model by their names."""', "", f"from {HERE}.table import Table"]
-    parts = {name: part.cls for table in tables.values() for name, part in table.items()}
-    lines += [f"from {cls.__module__} import {cls.__qualname__} as part_{i}" for i, cls in enumerate(parts.values())]
-    at = {name: f"part_{i}" for i, name in enumerate(parts)}
-    for table, held in tables.items():
-        entries = ", ".join(f'"{name}": {at[name]}' for name in sorted(held))
-        lines += ["", f"{table} = Table({{{entries}}})"]
+    for table, parts in tables.items():
+        entries = []
+        for i, (name, part) in enumerate(sorted(parts.items())):
+            cls = part.cls
+            if "." in cls.__qualname__:
+                raise SpecError(f"{name}: its class {cls.__qualname__} is not at the top of a module; move it there")
+            lines.append(f"from {cls.__module__} import {cls.__name__} as {table}_{i}")
+            entries.append(f'"{name}": {table}_{i}')
+        lines.append(f"{table} = Table({{{', '.join(entries)}}})")
     return "\n".join(lines) + "\n"
 
 
@@ -149,5 +178,5 @@ def _heading(stack: Stack) -> str:
 
 def _shown(pattern: str) -> str:
     """The pattern, as far as a docstring has room for it."""
-    plain = pattern.replace("\\", "").replace('"', "'")
+    plain = " ".join(pattern.replace("\\", "").replace('"', "'").split())
     return plain if len(plain) <= 60 else f"{plain[:60]}..."

@@ -27,7 +27,7 @@ PYTHON = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({folder})
-model = AutoModelForCausalLM.from_pretrained({folder})
+model = AutoModelForCausalLM.from_pretrained({folder}{trust})
 ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))"""
 """For a folder with a tokenizer."""
@@ -35,7 +35,7 @@ IDS = """\
 import torch
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({folder})
+model = AutoModelForCausalLM.from_pretrained({folder}{trust})
 ids = torch.tensor([[1, 2, 3]])  # the folder has no tokenizer
 print(model.generate(ids, max_new_tokens=50)[0])"""
 COMMANDS = {
@@ -93,7 +93,10 @@ def _about(original: Original, facts: Facts) -> str:
         ("norm", f"{spec.norm}, epsilon {spec.norm_eps:g}"),
         ("weights", str(original.model.embed.weight.dtype).removeprefix("torch.")),
         ("trained on", context),
-        ("longest input its config allows", f"{facts.max_length:,} tokens"),
+        (
+            "longest input",
+            "any: its cache grows" if facts.target.code else f"{facts.max_length:,} tokens, says config.json",
+        ),
     ]
     pattern = spec.pattern if len(spec.pattern) <= LENGTH else f"{spec.pattern[:LENGTH]}..."
     said = f"A language model, composed with hybridlm {facts.versions['hybridlm']} from this pattern of layers:"
@@ -138,7 +141,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- what of it
 def _serving(facts: Facts, has_tokenizer: bool) -> str:
-    code = (PYTHON if has_tokenizer else IDS).format(folder=json.dumps(facts.folder, ensure_ascii=False))
+    trust = ", trust_remote_code=True" if facts.target.code else ""
+    code = (PYTHON if has_tokenizer else IDS).format(folder=json.dumps(facts.folder, ensure_ascii=False), trust=trust)
     found = [f"## Serve it\n\nWith transformers:\n\n```python\n{code}\n```"]
     for server in facts.target.served_by:
         name = server.partition(" (")[0]
@@ -173,6 +177,8 @@ WHAT = {
 
 
 def _back(facts: Facts) -> str:
+    if facts.target.code:
+        return "## Back into hybridlm\n\n`hl.load` and `hybridlm generate` open this folder as it is."
     return (
         f"## Back into hybridlm\n\n```sh\nhybridlm import {shlex.quote(facts.folder)} OUT\n```\n\n"
         "gives a folder that `hl.load` and `hybridlm generate` open: the same weights, to the bit."

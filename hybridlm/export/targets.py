@@ -35,7 +35,8 @@ class Target:
     """One of the words that --to takes.
 
     what: in a few words. served_by: what runs it. write: writes and proves it, or raises ExportError and leaves no
-    trace. misfits: why a model cannot be said in it. text: whether tokenizer and card are written beside it.
+    trace. misfits: why a model cannot be said in it. text: whether tokenizer and card are written beside it. code:
+    whether it brings code of its own, which transformers runs if told to trust it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target:
     write: Callable[[Order], Lowered]
     misfits: Callable[[Stack], list[str]]
     text: bool = True
+    code: bool = False
 
 
 def target(name: str) -> Target:
@@ -91,6 +93,20 @@ def _write_own(order: Order) -> Lowered:
     return lowered
 
 
+def _write_remote(order: Order) -> Lowered:
+    from hybridlm.export.remote.write import lower_remote
+
+    return lower_remote(order.original.model, order.out, replaces=order.replaces, beside=order.beside)
+
+
+def _remote_misfits(stack: Stack) -> list[str]:
+    from hybridlm.export.remote.write import misfits
+
+    return misfits(stack)
+
+
+REMOTE = "our own layers in one Python file, for transformers"
 FORMS = (
+    Target("remote-code", REMOTE, ("transformers",), _write_remote, _remote_misfits, code=True),
     Target("safetensors", "our own form, as for the Hub", ("hybridlm",), _write_own, lambda stack: [], text=False),
 )

@@ -6,11 +6,12 @@ does not matter. Of a budget in GPU hours nothing is timed: the steps of a pack,
 and the readings of held-out samples take their FLOPs over a rate, and no less than a time a layer that is spent on
 kernels too small to fill a GPU.
 
-The constants rest on what 32 packs took on H200s that they shared with one another and with other work: 23 of the
-studies in docs/studies and 9 steps timed apart. Small models take 0.5 to 1.4 ms a member and layer, whatever the mixer;
-the studies of 20 members and two layers 22 to 43 ms a step, those of 12 members and twelve layers 138 to 178, compiled.
-Twelve members of 11.7M parameters got through 4.4e13 (attention) to 9.4e13 (Mamba-2) bf16 FLOPs a second, and in
-float32, without TF32, through 2.4e13 as they were read. What is predicted is 1.2 to 1.5 times what these studies took.
+The constants rest on what 30 packs took on H200s that they shared with one another and with other work: 20 of four
+studies (docs/studies) and 10 whose steps were timed apart. Small models take 0.5 to 1.4 ms a member and layer,
+whatever the mixer; the studies of 20 members and two layers 22 to 43 ms a step, those of 12 members and twelve layers
+138 to 178, compiled. Twelve members of 11.7M parameters got through 4.4e13 (attention) to 9.4e13 (Mamba-2) bf16 FLOPs
+a second, and in float32, without TF32, through 2.4e13 as they were read. What is predicted is 1.3 to 1.7 times what
+these studies took.
 """
 
 from __future__ import annotations

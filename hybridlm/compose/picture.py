@@ -28,8 +28,18 @@ _NAMED = {
     "mamba2": "#30638e",
     "mamba": "#5a9bc9",
     "s4": "#2a9d8f",
+    "mamba3": "#16324f",
+    "s4d": "#8ab17d",
+    "s5": "#1f6f54",
+    "h3": "#e07a3f",
+    "linear_attention": "#556b2f",
+    "gated_deltanet": "#8e5bb5",
+    "rwkv7": "#b5651d",
+    "short_conv": "#b9b44a",
+    "lstm": "#c77dba",
+    "gru": "#6d4c41",
 }
-_OTHERS = ["#7b5ea7", "#8ab17d", "#b5651d", "#c77dba", "#556b2f", "#457b9d", "#9c6644"]  # for mixers of other packages
+_OTHERS = ["#7b5ea7", "#9fc490", "#cf7a2b", "#d98fce", "#748c3c", "#457b9d", "#9c6644"]  # for mixers of other packages
 
 MOST_COLUMNS = 8
 COLUMN = 24  # layers in a column, if they fit

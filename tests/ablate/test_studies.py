@@ -60,7 +60,7 @@ def test_a_study_for_a_gpu_fits_into_its_budget(name):
     [
         ("state-size-ladder", (), 476),
         ("state-tracking", (), 320),
-        ("selection-against-lti", ("h3",), 587),
+        ("selection-against-lti", (), 665),
         ("ratio-curve", ("ratio=0", "ratio=1"), 1700),
     ],
 )

@@ -190,3 +190,11 @@ def test_first_sentence():
     )
     assert first_sentence("One line") == "One line"
     assert first_sentence(None) == ""
+
+
+def test_no_two_mixers_have_the_same_colour():
+    """Nor the colour of one that another package may bring."""
+    from hybridlm.registry import mixers
+
+    colours = picture.colours([listing.name for listing in mixers.listing()])
+    assert len({*colours, *picture._OTHERS, picture.MLP_COLOUR}) == len(colours) + len(picture._OTHERS) + 1

@@ -86,10 +86,13 @@ def _finding(facts: Facts, metric: str, found: dict[str, tuple[Difference, float
     sure = {arm: sign * difference.mean for arm, (difference, p) in found.items() if p <= 1 - LEVEL}
     better, worse = [a for a, d in sure.items() if d > 0], [a for a, d in sure.items() if d < 0]
     what, reference = metric_word(metric), words.named(facts.study.reference)
+    before = sum(not difference.low <= 0 <= difference.high for difference, _ in found.values()) - len(sure)
     if not sure:
-        return f"No arm differs from {reference} in {what}, as far as these seeds can tell"
+        tell = f"after Holm's correction; {before} before it" if before else "as far as these seeds can tell"
+        return f"No arm differs from {reference} in {what}, {tell}"
     parts = [f"{_names(better)} better"] * bool(better) + [f"{_names(worse)} worse"] * bool(worse)
-    rest = f"; {len(found) - len(sure)} not told apart" if len(found) > len(sure) else ""
+    left = len(found) - len(sure) - before
+    rest = f"; {before} more before Holm's correction" * (before > 0) + f"; {left} not told apart" * (left > 0)
     return f"Against {reference} by {what}: {', '.join(parts)}{rest}"
 
 

@@ -91,12 +91,11 @@ def _finding(facts: Facts) -> str:
         return f"No arm solves it within {facts.study.train.steps:,} steps"
     if len(always) == len(found):
         return "Every arm solves it in every seed"
-    names = [
-        f"{words.listed([words.named(one) for one in group], 3)} {verb}"
-        for group, verb in ((always, "in every seed"), (never, "in none"))
-        if group
-    ]
-    return f"Solved by {'; by '.join(names)} within {facts.study.train.steps:,} steps"
+    solved, not_solved = (words.listed([words.named(one) for one in group], 3) for group in (always, never))
+    within = f"within {facts.study.train.steps:,} steps"
+    if not always:
+        return f"{not_solved} {'solves' if len(never) == 1 else 'solve'} it in no seed {within}"
+    return f"Solved by {solved} in every seed{f'; by {not_solved} in none' if never else ''} {within}"
 
 
 def _draw_steps(axes: Axes, *, facts: Facts) -> None:

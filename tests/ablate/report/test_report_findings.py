@@ -88,6 +88,29 @@ def test_a_branch_is_named_only_if_it_is_missed_more_than_the_others():
     ]
 
 
+def test_who_solves_it_in_no_seed():
+    facts = uneven()
+    for row in facts.results.table:
+        row["solved_at"] = 500 if (row["arm"], row["seed"]) in (("sure", 1), ("late", 4)) else None
+    assert solve._finding(facts) == "guess solves it in no seed within 1,500 steps"
+    for row in facts.results.table:
+        row["solved_at"] = 500 if row["arm"] == "sure" else None
+    assert solve._finding(facts) == "Solved by sure in every seed; by late and guess in none within 1,500 steps"
+
+
+def test_what_only_holm_s_correction_hides_is_said():
+    """An interval that leaves 0 out, and an adjusted p above 0.05."""
+    facts = uneven()
+    told = {"a": (facts.difference("guess", "sure"), 0.06), "b": (facts.difference("late", "sure"), 0.5)}
+    assert differences._finding(facts, "accuracy", told) == (
+        "No arm differs from sure in accuracy, after Holm's correction; 1 before it"
+    )
+    told["c"] = (facts.difference("guess", "sure"), 0.01)
+    assert differences._finding(facts, "accuracy", told) == (
+        "Against sure by accuracy: c worse; 1 more before Holm's correction; 1 not told apart"
+    )
+
+
 def test_what_no_arm_has_is_no_column():
     tables = [block for block in runs.arms(uneven()).blocks if hasattr(block, "rows")]
     assert "residual of the match" not in tables[1].head

@@ -35,10 +35,10 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 VARIANTS = {
     "attention-mqa-nope": ("attention", {"heads": 4, "kv_heads": 1, "head_dim": 8, "rope": False}),
     "attention-qk_norm": ("attention", {"heads": 2, "head_dim": 6, "qk_norm": True, "rope_theta": 100.0}),
-    "attention-heads-wide": ("attention", {"heads": 3, "head_dim": 20}),
+    "attention-heads-wide": ("attention", {"heads": 3, "head_dim": 20, "rope_dim": 6}),
     "window-2": ("sliding_window", {"window": 2, "heads": 2}),
     "window-4-nope": ("sliding_window", {"window": 4, "heads": 4, "kv_heads": 2, "qk_norm": True, "rope": False}),
-    "window-wider-than-all": ("sliding_window", {"window": 500, "heads": 2}),
+    "window-wider-than-all": ("sliding_window", {"window": 500, "heads": 2, "head_dim": 9, "rope_dim": 4}),
     "mamba-bcdt_norm": ("mamba", {"d_state": 4, "bcdt_norm": True, "d_conv": 2}),
     "mamba-wide": ("mamba", {"d_state": 5, "expand": 3, "d_conv": 7, "dt_rank": 3}),
     "mamba-zoh": ("mamba", {"d_state": 4, "discretization": "zoh"}),

@@ -85,7 +85,7 @@ def _value(formula: str, letters: dict):
     for before, word in zip(["", *words], words, strict=False):
         operand_before = re.fullmatch(r"[\w.]+|\)", before) and before not in FUNCTIONS
         text += " * " if operand_before and re.fullmatch(r"[\w.]+|\(", word) else ""
-        text += {"^": " ** ", "true": "True", "false": "False"}.get(word, f" {word} ")
+        text += {"^": " ** ", "true": "True", "false": "False", "null": "None"}.get(word, f" {word} ")
     return eval(text, {"__builtins__": {}}, {**FUNCTIONS, **letters})
 
 

@@ -35,6 +35,8 @@ LATER = {  # settings that came after the first release, each with the value tha
     "s4": {"time_scale": 1.0},
     "mamba": {"discretization": "euler", "select": ["dt", "B", "C"], "gate": True},
     "mamba2": {"gated_norm": True},
+    "attention": {"rope_dim": None},
+    "sliding_window": {"rope_dim": None},
 }
 
 

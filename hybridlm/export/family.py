@@ -25,7 +25,9 @@ FAMILIES = (  # by how widely they are served: `auto` takes the first that fits
     "jamba",
     "granite_swa",
 )
-SOURCES: tuple[str, ...] = (  # read, and never written
+SOURCES = (  # read, and never written
+    "bamba",
+    "zamba2",
     "mamba_ssm",
 )
 

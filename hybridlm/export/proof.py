@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,10 +135,12 @@ def _stepped(theirs: Any, ids: Tensor, prompt: int) -> Tensor:
     """Logits of a prefill and then of single tokens with the cache."""
     out = theirs(input_ids=ids[:, :prompt], use_cache=True)
     logits, cache = [out.logits.float()], _cache(out)
+    taken = inspect.signature(theirs.forward).parameters
     for t in range(prompt, ids.shape[1]):
-        mask = torch.ones(ids.shape[0], t + 1, dtype=torch.long)
-        masked = {} if "cache_params" in cache else {"attention_mask": mask}  # as in generate
-        out = theirs(input_ids=ids[:, t : t + 1], use_cache=True, **masked, **cache)
+        more = {} if "cache_params" in cache else {"attention_mask": torch.ones(len(ids), t + 1, dtype=torch.long)}
+        if "position_ids" in taken:
+            more["position_ids"] = torch.full((len(ids), 1), t)  # as in generate; without, Bamba begins at 0 again
+        out = theirs(input_ids=ids[:, t : t + 1], use_cache=True, **more, **cache)
         logits.append(out.logits.float())
         cache = _cache(out)
     return torch.cat(logits, dim=1)

@@ -31,6 +31,7 @@ class HeadsConfig:
     rope: rotary positions; default: only in stacks without a recurrent mixer.
     rope_theta: base of the rotary frequencies.
     qk_norm: RMSNorm over p on queries and keys, before the rotation.
+    rope_dim: how many channels of a head are rotated, the first ones; default all.
     """
 
     heads: int | None = None
@@ -39,6 +40,7 @@ class HeadsConfig:
     rope: bool | None = None
     rope_theta: float = 10000.0
     qk_norm: bool = False
+    rope_dim: int | None = None
 
     def resolve(self, d_model: int):
         """Every default filled in, every shape checked."""
@@ -47,11 +49,7 @@ class HeadsConfig:
         divides("kv_heads", kv_heads, "heads", heads)
         rope = flag("rope", True if self.rope is None else self.rope)
         head_dim = whole("head_dim", _default_head_dim(d_model, heads) if self.head_dim is None else self.head_dim)
-        if rope and head_dim % 2:
-            raise SpecError(
-                f"head_dim: {head_dim} is odd, and rotary positions turn pairs; "
-                f"use {head_dim + 1} or another even number, or rope: false"
-            )
+        rope_dim = self._rope_dim(rope, head_dim)
         theta = real("rope_theta", self.rope_theta, 1.0, 1e12)
         return replace(
             self,
@@ -61,7 +59,23 @@ class HeadsConfig:
             rope=rope,
             rope_theta=theta,
             qk_norm=flag("qk_norm", self.qk_norm),
+            rope_dim=rope_dim,
         )
+
+    def _rope_dim(self, rope: bool, head_dim: int) -> int | None:
+        """What is rotated, if it is not all of a head."""
+        if self.rope_dim is None:
+            if rope and head_dim % 2:
+                raise SpecError(
+                    f"head_dim: {head_dim} is odd, and rotary positions turn pairs; "
+                    f"use {head_dim + 1} or another even number, or rope: false"
+                )
+            return None
+        if not rope:
+            raise SpecError(f"rope_dim: {self.rope_dim!r}, but rope: false turns nothing; leave it out")
+        if whole("rope_dim", self.rope_dim, high=head_dim) % 2:
+            raise SpecError(f"rope_dim: {self.rope_dim} is odd, and rotary positions turn pairs; use an even number")
+        return self.rope_dim if self.rope_dim < head_dim else None
 
 
 def _default_heads(d_model: int) -> int:
@@ -108,9 +122,15 @@ class Heads(Mixer):
         q, k, v = (rearrange(f(x), "b t (h p) -> b t h p", p=p) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.q_norm(q), self.k_norm(k)
         if self.config.rope:
-            theta = self.config.rope_theta
-            q, k = rotary(q, positions, theta), rotary(k, positions, theta)
+            q, k = self.turned(q, positions), self.turned(k, positions)
         return q, k, v
+
+    def turned(self, x: Float[Tensor, "b t h p"], positions: Int[Tensor, "b t"]) -> Float[Tensor, "b t h p"]:
+        """Rotated by their positions, in the channels that are."""
+        theta, width = self.config.rope_theta, self.config.rope_dim
+        if width is None:
+            return rotary(x, positions, theta)
+        return torch.cat([rotary(x[..., :width], positions, theta), x[..., width:]], dim=-1)
 
     def merge(self, y: Float[Tensor, "b t h p"]) -> Float[Tensor, "b t e"]:
         """Heads -> the residual stream."""

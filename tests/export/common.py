@@ -56,13 +56,13 @@ class Drawn:
 class Sample:
     """What is tried with a family.
 
-    fit:     a random model that fits.
+    fit:     a random model that fits, of a family that is written.
     spoiled: {word of the refusal: what makes of a model that fits one that does not}, beside SPOILED.
     theirs:  random fields of their config, for a checkpoint that transformers makes.
     unread:  (field, value) of a config.json that is to be refused by that name, or by the name of a field in it.
     """
 
-    fit: Callable[[Random], Drawn]
+    fit: Callable[[Random], Drawn] | None
     spoiled: Mapping[str, Callable[[Drawn, Random], Drawn]]
     theirs: Callable[[Random], dict[str, Any]]
     unread: tuple[tuple[str, Any], ...]

@@ -22,7 +22,7 @@ def attention(mixer, x, window=None):
     if c.qk_norm:
         q, k = unit(q, mixer.q_norm), unit(k, mixer.k_norm)
     if c.rope:
-        q, k = (torch.stack([turned(row, i, c.rope_theta) for i, row in enumerate(rows)]) for rows in (q, k))
+        q, k = (torch.stack([partly(row, i, c) for i, row in enumerate(rows)]) for rows in (q, k))
     out = torch.zeros(t, c.heads, c.head_dim, dtype=x.dtype)
     for i in range(t):
         first = 0 if window is None else max(0, i - window + 1)
@@ -37,6 +37,12 @@ def attention(mixer, x, window=None):
 def unit(x, norm):
     """RMSNorm over the last axis."""
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + norm.eps) * norm.weight
+
+
+def partly(x, position, config):
+    """Only the first channels turned, as if there were no others."""
+    width = config.rope_dim or config.head_dim
+    return torch.cat([turned(x[..., :width], position, config.rope_theta), x[..., width:]], dim=-1)
 
 
 def turned(x, position, theta):

@@ -13,7 +13,7 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.llama import decoder
+from hybridlm.export.families.llama import decoder, not_rotary
 from hybridlm.export.families.parts import GATED, kv_heads, norm, rope, rope_theta, unlimited_steps
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
@@ -24,7 +24,6 @@ from hybridlm.export.halves import (
     mixed,
     mixer_halves,
     mlp_halves,
-    needed,
     of_type,
     once,
     outer,
@@ -60,8 +59,7 @@ class FalconH1(Family):
         attention = of_type(mixers, "attention")
         return [
             *([] if of_type(mixers, "mamba2") else ["pattern: no mamba2 in it; the family is for hybrids"]),
-            *needed(attention, lambda c: c.rope, "rope: false; every layer has rotary positions there"),
-            *needed(attention, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+            *not_rotary(attention),
             *mixed(mixers),
             *mixed(mlps),
         ]

@@ -15,6 +15,7 @@ from hybridlm.export.families.parts import (
     rope_theta,
     unlimited_steps,
     unscaled,
+    whole_heads,
 )
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
@@ -60,6 +61,7 @@ class GraniteHybrid(Family):
             ),
             *needed(attention, lambda c: c.head_dim * c.heads == d, "head_dim: it is d_model / heads there"),
             *needed(attention, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+            *whole_heads(attention),
             *needed(mamba, lambda c: c.gated_norm, "gated_norm: false; every layer has the norm there"),
             *needed(mamba, lambda c: c.expand == int(c.expand), "expand: it is a whole number there"),
             *mixed(mixers),

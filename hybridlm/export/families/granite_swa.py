@@ -7,7 +7,7 @@ from typing import Any
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.llama import decoder, layer_weights, not_decoder
-from hybridlm.export.families.parts import cached_windows, head_scale, rope, rope_theta, unscaled
+from hybridlm.export.families.parts import cached_windows, head_scale, rope, rope_theta, unscaled, whole_heads
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import Half, mixed, mixer_halves, mlp_halves, needed, once, pairs
@@ -31,6 +31,7 @@ class GraniteSWA(Family):
         return [
             *needed(mixers, lambda c: c.head_dim * c.heads == d, "head_dim: it is d_model / heads there"),
             *needed(mixers, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+            *whole_heads(mixers),
             *cached_windows([half for half in mixers if half.type == "sliding_window"]),
             *_uneven(mixers),
             *mixed(mixers, but=("heads", "kv_heads", "head_dim", "rope", "rope_theta")),

@@ -6,7 +6,7 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import GATED, QKVO, norm, rope, rope_theta
+from hybridlm.export.families.parts import GATED, QKVO, norm, rope, rope_theta, whole_heads
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import Half, allowed, mixed, mixer_halves, mlp_halves, needed, outer, pairs, plain, unpaired
@@ -57,6 +57,7 @@ def not_rotary(mixers: list[Half]) -> list[str]:
     return [
         *needed(mixers, lambda c: c.rope, "rope: false; every layer has rotary positions there"),
         *needed(mixers, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+        *whole_heads(mixers),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import QKVO, kv_heads, mamba2_weights, norm, unlimited_steps
+from hybridlm.export.families.parts import QKVO, kv_heads, least_step, mamba2_weights, norm, unlimited_steps
 from hybridlm.export.family import Family
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import (
@@ -27,8 +27,6 @@ from hybridlm.export.weights import Weight, entries, renamed
 SIGNS = {"mamba2": "M", "attention": "*", "relu2": "-", "moe": "E"}
 TYPES = {"linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*", "mlp": "-", "moe": "E"}
 PREFIX = "backbone."  # of what is published; transformers, vLLM and llama.cpp know it
-LEAST_STEP = 1e-3
-"""Where their models start training. Transformers bounds dt by it in a prefill, and neither in a step nor elsewhere."""
 
 
 class NemotronH(Family):
@@ -253,9 +251,7 @@ def _read_attention(fields: Fields) -> dict[str, Any]:
 def _read_mamba2(fields: Fields, d: int) -> dict[str, Any]:
     heads, width = fields.whole("mamba_num_heads", 128), fields.whole("mamba_head_dim", 64)
     unlimited_steps(fields)
-    least = fields.take("time_step_min", LEAST_STEP, float)
-    if not 0 <= least <= LEAST_STEP:
-        fields.refuse(f"time_step_min: {least}; transformers bounds dt by it in a prefill, and 0 to 0.001 is read")
+    least_step(fields)
     return {
         "type": "mamba2",
         "expand": heads * width / d,

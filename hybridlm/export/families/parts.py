@@ -54,6 +54,18 @@ def unlimited_steps(fields: Fields, name: str = "time_step_limit") -> None:
         fields.refuse(f"{name}: {given!r}; only [0, infinity], no limit, can be read")
 
 
+LEAST_STEP = 1e-3
+"""Where models with time_step_min start training. Transformers bounds dt by it in a prefill, and neither in a step nor
+elsewhere."""
+
+
+def least_step(fields: Fields) -> None:
+    """time_step_min, which has to be no more than where training starts: transformers bounds dt by it now and then."""
+    least = fields.take("time_step_min", LEAST_STEP, float)
+    if not 0 <= least <= LEAST_STEP:
+        fields.refuse(f"time_step_min: {least}; transformers bounds dt by it in a prefill, and 0 to 0.001 is read")
+
+
 def kv_heads(fields: Fields, heads: int, default: int) -> int:
     """num_key_value_heads: null is as many as heads, and not what a config without it means."""
     return fields.whole("num_key_value_heads", heads if fields.null("num_key_value_heads") else default)
@@ -65,13 +77,34 @@ def rope(theta: float) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
 
 
-def rope_theta(fields: Fields, default: float = 10000.0) -> float:
-    """The base of rotary positions. Anything but plain rotary positions over the whole head is noted as a misfit."""
+def whole_heads(attention: list[Half]) -> list[str]:
+    """Heads of which a part is rotated."""
+    return needed(attention, lambda c: not c.rope or c.rope_dim is None, "rope_dim: whole heads are rotated there")
+
+
+def rope_share(fields: Fields, default: float) -> float:
+    """Which part of a head is rotated, of a family that has a default of its own."""
+    fields.must("partial_rotary_factor", default)
+    said = fields.take("rope_scaling", {}, dict) or fields.take("rope_parameters", {}, dict)
+    share = said.get("partial_rotary_factor", default)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        fields.refuse(f"rope_parameters.partial_rotary_factor: {share!r}; it has to be above 0, and 1 at most")
+        return default
+    return share
+
+
+def rope_theta(fields: Fields, default: float = 10000.0, partial: bool = False) -> float:
+    """The base of rotary positions. Anything but plain rotary positions over the whole head is noted as a misfit.
+
+    partial: the whole head or a part of it, which `rope_share` reads.
+    """
     theta = fields.take("rope_theta", default, float)
-    if fields.take("partial_rotary_factor", 1.0) != 1.0:
+    if not partial and fields.take("partial_rotary_factor", 1.0) != 1.0:
         fields.refuse("partial_rotary_factor: only whole heads can be rotated")
     for name in ("rope_parameters", "rope_scaling"):
-        said = fields.take(name, {}, dict) or {}
+        said = dict(fields.take(name, {}, dict) or {})
+        if partial:
+            said.pop("partial_rotary_factor", None)
         _plain_rope(fields, name, said)
         theta = said.get("rope_theta", theta)
     return theta

@@ -68,6 +68,7 @@ def attention(**fields) -> dict:
 
 SPOILED = {
     "rope: false": lambda drawn, draw: beside(drawn, "B", B=attention(rope=False)),
+    "rope_dim: whole heads": lambda drawn, draw: beside(drawn, "B", B=attention(rope_dim=2)),
     "qk_norm: true": lambda drawn, draw: beside(drawn, "B", B=attention(qk_norm=True)),
     "attention.rope_theta": lambda drawn, draw: beside(
         beside(drawn, "B", B=attention(rope_theta=77.0)), "C", C=attention(rope_theta=78.0)

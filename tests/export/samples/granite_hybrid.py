@@ -69,6 +69,7 @@ def second(drawn: Drawn, **fields) -> Drawn:
 
 SPOILED = {
     "head_dim: it is d_model / heads": lambda drawn, draw: both(drawn, head_dim=6),
+    "rope_dim: whole heads": lambda drawn, draw: both(drawn, rope=True, rope_dim=2),
     "qk_norm: true": lambda drawn, draw: both(drawn, qk_norm=True),
     "gated_norm: false": lambda drawn, draw: drawn.mixing("M", gated_norm=False),
     "expand: it is a whole number": lambda drawn, draw: drawn.mixing("M", expand=1.5, head_dim=4, n_groups=1),

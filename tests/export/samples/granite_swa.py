@@ -66,6 +66,7 @@ SPOILED = {
     ),
     "head_dim: it is d_model / heads": lambda drawn, draw: other(drawn, heads=2, kv_heads=1, head_dim=10),
     "heads, kv_heads": lambda drawn, draw: other(drawn, heads=8, kv_heads=8),
+    "rope_dim: whole heads": lambda drawn, draw: other(drawn, rope=True, rope_dim=2),
     "qk_norm: true": lambda drawn, draw: other(drawn, qk_norm=True),
     "swiglu.width": lambda drawn, draw: Drawn(
         (*drawn.halves, next(iter(drawn.mixers)), "w"),

@@ -42,6 +42,7 @@ def other(drawn: Drawn, name: str, value) -> Drawn:
 
 SPOILED = {
     "rope: false": lambda drawn, draw: drawn.mixing("A", rope=False),
+    "rope_dim: whole heads": lambda drawn, draw: drawn.mixing("A", rope_dim=2),
     "qk_norm: true": lambda drawn, draw: drawn.mixing("A", qk_norm=True),
     "heads: it has to divide d_model": lambda drawn, draw: drawn.mixing("A", heads=3, kv_heads=1, head_dim=8),
     "attention.rope_theta": lambda drawn, draw: other(drawn, "rope_theta", 77.0),

@@ -33,6 +33,7 @@ SPOILED = {
         drawn, heads=4, kv_heads=4 // drawn.mixers["W"]["kv_heads"] % 4 or 2
     ),
     "rope: false": lambda drawn, draw: drawn.mixing("W", rope=False),
+    "rope_dim: whole heads": lambda drawn, draw: drawn.mixing("W", rope_dim=2),
     "qk_norm: true": lambda drawn, draw: drawn.mixing("W", qk_norm=True),
     "mixer attention": lambda drawn, draw: Drawn(
         ("A", "-", *drawn.halves), {**drawn.mixers, "A": {"type": "attention", "heads": 2}}, drawn.mlps, drawn.rest

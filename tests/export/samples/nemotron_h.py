@@ -9,7 +9,7 @@ from tests.export.samples.granite_hybrid import matrix
 def experts(draw: Random, **fields) -> dict:
     """A mixture of MLPs of relu squared, chosen by sigmoids."""
     count = draw.choice([2, 3, 4])
-    sizes = {"experts": count, "top_k": draw.randint(1, count), "width": draw.choice([12, 21])}
+    sizes = {"experts": count, "top_k": draw.randint(1, count - 1), "width": draw.choice([12, 21])}
     rest = {"normalize": draw.choice([True, False]), "scale": draw.choice([1.0, 2.5])}
     kind = {"type": "moe", "expert": "relu2", "score": "sigmoid"}
     return {**kind, **sizes, **rest, "shared_width": draw.choice([8, 19]), **fields}
@@ -46,7 +46,7 @@ def theirs(draw: Random) -> dict:
         "ssm_state_size": draw.choice([3, 8]),
         "conv_kernel": draw.choice([2, 4]),
         "chunk_size": 8,
-        "time_step_min": draw.choice([0.0, 1e-3]),
+        "time_step_min": draw.choice([1e-5, 1e-3]),
         "n_routed_experts": 4,
         "num_experts_per_tok": draw.choice([1, 3]),
         "moe_intermediate_size": 20,

@@ -188,3 +188,15 @@ def test_coverage_of_few_studies(noise, place):
 def test_coverage(noise, place):
     """10,000 studies: what the page says, to 0.3%, which is their standard deviation."""
     assert coverage(noise, SEEDS[place], 10_000) == pytest.approx(MEASURED[noise][place], abs=0.3)
+
+
+def test_an_interval_ends_where_a_mean_cannot_be():
+    """Four differences alike and one not: bootstrap-t goes far beyond what shares can differ by; p does not change."""
+    whole = mean_interval([-0.87, -0.42, -0.026, -0.87, -0.872])
+    found = whole.within(-1.0, 1.0)
+    assert whole.high > 1
+    assert (found.low, found.high) == (whole.low, 1.0)
+    assert (found.mean, found.p, found.n, found.sd) == (whole.mean, whole.p, whole.n, whole.sd)
+    assert whole.within(-1e9, 1e9) == whole
+    one = mean_interval([0.3]).within(-1.0, 1.0)
+    assert (one.low, one.high) == (-1.0, 1.0)

@@ -24,13 +24,14 @@ from hybridlm.compose.cost import model_cost
 from hybridlm.compose.memory import readable_bytes
 from hybridlm.errors import ExportError, UnsupportedError
 from hybridlm.export.card import Facts, write_card
+from hybridlm.export.family import FAMILIES
 from hybridlm.export.lift import lift
 from hybridlm.export.lower import MAX_LENGTH, Lowered
 from hybridlm.export.original import Original, read_original
 from hybridlm.export.place import read_record, require_empty, require_place, write_record
 from hybridlm.export.proof import Proof, require_transformers
 from hybridlm.export.proof import prove as compare
-from hybridlm.export.targets import Order, Target, chosen, targets
+from hybridlm.export.targets import Order, Target, chosen, passed_over, targets
 from hybridlm.export.targets import target as named
 from hybridlm.export.tokenizer import write_tokenizer
 from hybridlm.text import TOKENIZER
@@ -72,6 +73,8 @@ def export_model(
     original = read_original(run, dtype and getattr(torch, dtype), tokenizer)
     target = chosen(original.stack, to)
     length = max_length or max(MAX_LENGTH, original.context or 0)
+    if to == "auto" and target.name not in FAMILIES:
+        _say(f"no family is exact for this model:\n{passed_over(original.stack)}")
     _say(f"{out}: writing {target.name}, {target.what}, and comparing it with {run}")
     beside = partial(_write_beside, original, target, out, length)
     target.write(Order(original, place, length, replaces, beside))
@@ -80,7 +83,9 @@ def export_model(
 
 
 export_model.__doc__ = export_model.__doc__.replace(
-    "TARGETS", f"auto, which is the most widely served family that is exact, or one of {', '.join(targets())}"
+    "TARGETS",
+    "auto, which is the most widely served family that is exact, or else remote-code; or one of "
+    + ", ".join(targets()),
 )
 
 

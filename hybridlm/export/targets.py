@@ -8,10 +8,11 @@ from pathlib import Path
 
 from hybridlm.compose.plan import Stack
 from hybridlm.errors import ExportError, did_you_mean
-from hybridlm.export.family import FAMILIES, family
+from hybridlm.export.family import FAMILIES, family, fitting
 from hybridlm.export.lower import Lowered, choose, lower
 from hybridlm.export.original import Original
 
+REMOTE = "remote-code"
 Beside = Callable[[Path, Lowered], None]
 
 
@@ -63,8 +64,28 @@ def targets() -> dict[str, Target]:
 
 
 def chosen(stack: Stack, to: str) -> Target:
-    """The target that `to` names, or for auto the first family that fits. ExportError: none does."""
-    return target(choose(stack, "auto").name if to == "auto" else to)
+    """The target that `to` names; for auto the first family that fits, or else remote code.
+
+    ExportError: the model cannot be said in it, with every reason.
+    """
+    if to == "auto":
+        fits = [name for name, said in fitting(stack).items() if not said]
+        to = fits[0] if fits else REMOTE
+    if to in FAMILIES:
+        choose(stack, to)
+    elif said := target(to).misfits(stack):
+        others = [form.name for form in FORMS if not form.misfits(stack)]
+        raise ExportError(
+            f"{to}: this model cannot be said in it:\n  " + "\n  ".join(said) + f"\nIt fits: {', '.join(others)}."
+        )
+    return target(to)
+
+
+def passed_over(stack: Stack) -> str:
+    """Why each family does not fit, in a line each: the first reason, and how many more."""
+    found = {name: said for name, said in fitting(stack).items() if said}
+    more = {name: f" (and {len(said) - 1} more)" if len(said) > 1 else "" for name, said in found.items()}
+    return "\n".join(f"  {name:15}{said[0]}{more[name]}" for name, said in found.items())
 
 
 def _of_family(name: str) -> Target:
@@ -105,8 +126,14 @@ def _remote_misfits(stack: Stack) -> list[str]:
     return misfits(stack)
 
 
-REMOTE = "our own layers in one Python file, for transformers"
 FORMS = (
-    Target("remote-code", REMOTE, ("transformers",), _write_remote, _remote_misfits, code=True),
+    Target(
+        REMOTE,
+        "our own layers in one Python file, for transformers",
+        ("transformers",),
+        _write_remote,
+        _remote_misfits,
+        code=True,
+    ),
     Target("safetensors", "our own form, as for the Hub", ("hybridlm",), _write_own, lambda stack: [], text=False),
 )

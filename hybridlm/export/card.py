@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,37 +11,18 @@ from typing import Any
 from hybridlm.compose.cost import model_cost
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan
+from hybridlm.export.family import FAMILIES
 from hybridlm.export.halves import WITHOUT_EFFECT
 from hybridlm.export.original import Original
 from hybridlm.export.proof import Proof
 from hybridlm.export.targets import Target
 from hybridlm.export.tokenizer import Text
+from hybridlm.export.uses import back_of, use_of
 
 CARD = "README.md"
 NOT_RUN = ("vLLM", "SGLang", "llama.cpp")
 PADDED = 16  # some servers cut a vocabulary into pieces of so many rows
 LENGTH = 2000  # characters of a pattern that a page has room for
-
-PYTHON = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained({folder})
-model = AutoModelForCausalLM.from_pretrained({folder}{trust})
-ids = tokenizer("Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))"""
-"""For a folder with a tokenizer."""
-IDS = """\
-import torch
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained({folder}{trust})
-ids = torch.tensor([[1, 2, 3]])  # the folder has no tokenizer
-print(model.generate(ids, max_new_tokens=50)[0])"""
-COMMANDS = {
-    "vLLM": "vllm serve {folder}",
-    "SGLang": "python -m sglang.launch_server --model-path {folder}",
-    "llama.cpp": "python convert_hf_to_gguf.py {folder} --outfile model.gguf\nllama-server -m model.gguf",
-}
 
 
 @dataclass(frozen=True)
@@ -67,9 +47,9 @@ def write_card(original: Original, facts: Facts, staged: Path) -> None:
         f"# {Path(facts.folder).resolve().name}",
         _about(original, facts),
         _layers(original),
-        _serving(facts, original.text is not None),
+        use_of(facts.target, facts.folder, original.text is not None),
         _verified(original, facts),
-        _back(facts),
+        back_of(facts.target, facts.folder),
     ]
     (staged / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
@@ -95,7 +75,7 @@ def _about(original: Original, facts: Facts) -> str:
         ("trained on", context),
         (
             "longest input",
-            "any: its cache grows" if facts.target.code else f"{facts.max_length:,} tokens, says config.json",
+            f"{facts.max_length:,} tokens, says config.json" if facts.target.name in FAMILIES else "any",
         ),
     ]
     pattern = spec.pattern if len(spec.pattern) <= LENGTH else f"{spec.pattern[:LENGTH]}..."
@@ -140,19 +120,6 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- what of it
-def _serving(facts: Facts, has_tokenizer: bool) -> str:
-    trust = ", trust_remote_code=True" if facts.target.code else ""
-    code = (PYTHON if has_tokenizer else IDS).format(folder=json.dumps(facts.folder, ensure_ascii=False), trust=trust)
-    found = [f"## Serve it\n\nWith transformers:\n\n```python\n{code}\n```"]
-    for server in facts.target.served_by:
-        name = server.partition(" (")[0]
-        if name in COMMANDS:
-            found.append(
-                f"With {server}; not run here:\n\n```sh\n{COMMANDS[name].format(folder=shlex.quote(facts.folder))}\n```"
-            )
-    return "\n\n".join(found)
-
-
 def _verified(original: Original, facts: Facts) -> str:
     proof = facts.proof
     rows = [(WHAT[name], f"{error:.1e}", f"{proof.limit:.0e}") for name, error in proof.errors.items()]
@@ -174,12 +141,3 @@ WHAT = {
     "step": "a prompt, then token by token with the cache",
     "padded": "a batch with padding on the left",
 }
-
-
-def _back(facts: Facts) -> str:
-    if facts.target.code:
-        return "## Back into hybridlm\n\n`hl.load` and `hybridlm generate` open this folder as it is."
-    return (
-        f"## Back into hybridlm\n\n```sh\nhybridlm import {shlex.quote(facts.folder)} OUT\n```\n\n"
-        "gives a folder that `hl.load` and `hybridlm generate` open: the same weights, to the bit."
-    )

@@ -138,6 +138,21 @@ def test_our_own_form(saved, run, tmp_path):
     assert "hl.load opens it" in err
 
 
+def test_what_no_family_holds_goes_with_its_code(run, tmp_path):
+    """auto says why; and transformers' cache keeps no copy of a folder that is gone."""
+    from transformers.utils import HF_MODULES_CACHE
+
+    before = set(Path(HF_MODULES_CACHE).rglob("*saving*"))
+    hl.save(built({"pattern": "SA", "d_model": 32, "vocab_size": 97}), tmp_path / "s4")
+    code, out, err = run("export", tmp_path / "s4", tmp_path / "out")
+    assert code == 0
+    assert "remote-code" in out
+    assert "no family is exact for this model" in err
+    assert "S: mixer s4; known there: attention" in err
+    assert hl.load(tmp_path / "out").spec == hl.load(tmp_path / "s4").spec
+    assert set(Path(HF_MODULES_CACHE).rglob("*saving*")) <= before
+
+
 def test_only_what_was_exported_is_replaced(saved, tmp_path):
     out = tmp_path / "out"
     export_model(str(saved), str(out), to="safetensors")
@@ -229,15 +244,15 @@ def test_words_that_are_no_target(run, tmp_path, saved):
     assert "It fits: granite_hybrid" in said
 
 
-def test_what_no_family_holds(run, tmp_path):
-    hl.save(built({"pattern": "SA", "d_model": 32, "vocab_size": 97}), tmp_path / "s4")
-    said = refused(run, tmp_path, "export", tmp_path / "s4", tmp_path / "out")
-    assert "no family is exact" in said
-    assert "S: mixer s4" in said
+def test_what_is_no_language_model(run, tmp_path):
     head = {"type": "classify", "classes": 3, "pool": "mean"}
     hl.save(built({"pattern": "A", "d_model": 32, "vocab_size": 97, "head": head}), tmp_path / "classes")
     said = refused(run, tmp_path, "export", tmp_path / "classes", tmp_path / "out", "--to", "llama")
     assert "a language model is needed" in said
+    said = refused(run, tmp_path, "export", tmp_path / "classes", tmp_path / "out")
+    assert "remote-code: this model cannot be said in it: head: classify" in said
+    assert "It fits: safetensors" in said
+    assert run("export", tmp_path / "classes", tmp_path / "out", "--to", "safetensors")[0] == 0
 
 
 def test_weights_that_are_no_numbers(run, tmp_path):

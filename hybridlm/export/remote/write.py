@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan, Stack, plan
 from hybridlm.errors import ExportError, SpecError
 from hybridlm.export.lower import Lowered
-from hybridlm.export.proof import prove
+from hybridlm.export.proof import prove, require_transformers
 from hybridlm.export.remote.bundle import bundle
 from hybridlm.export.remote.source import Library, Target, text_of
-from hybridlm.files import MANIFEST, as_path, changing, write_manifest
+from hybridlm.files import MANIFEST, STAGING, as_path, changing, write_manifest
 from hybridlm.shards import FORMS
 
 NAME = "remote-code"
@@ -71,14 +72,26 @@ def lower_remote(
 
     replaces: patterns of names; a file in `out` that matches one and is not written anew goes in the same step.
     """
+    require_transformers()
     with changing(as_path(out, ExportError), replaces=(*FORMS, *replaces)) as staged:
         write_remote(model, staged)
-        proof = prove(model, staged, trust_remote_code=True)
+        try:
+            proof = prove(model, staged, trust_remote_code=True)
+        finally:
+            _forget(staged)
         proof.require(NAME)
         lowered = Lowered(NAME, proof)
         if beside is not None:
             beside(staged, lowered)
     return lowered
+
+
+def _forget(staged: Path) -> None:
+    """Remove the copy that transformers keeps of the code of every folder, of this one too, which will be gone."""
+    from transformers.utils import HF_MODULES_CACHE
+
+    for copy in Path(HF_MODULES_CACHE).glob(f"transformers_modules/*{staged.name.removeprefix(STAGING)}"):
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 def write_remote(model: HybridLM, folder: str | Path) -> None:

@@ -1,0 +1,107 @@
+"""The README of an export: its code runs, its commands are those of what serves it, and it says what was not run."""
+
+import json
+import re
+import shlex
+
+import pytest
+import yaml
+
+import hybridlm as hl
+from hybridlm.export.command import export_model
+from hybridlm.export.targets import targets
+from tests.export.common import built
+
+BLOCKS = {
+    "M": {"mixer": {"type": "mamba2", "d_state": 8, "head_dim": 8}},
+    "A": {"mixer": {"type": "attention", "heads": 2}},
+}
+MODELS = {
+    "llama": {"pattern": "AA", "vocab_size": 97, "blocks": {"A": BLOCKS["A"]}},
+    "granite_hybrid": {"pattern": "MA", "vocab_size": 256, "blocks": BLOCKS},
+    "remote-code": {"pattern": "<M|A>A", "vocab_size": 256, "blocks": BLOCKS},
+}
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory):
+    """{target: (folder, text of its README)}."""
+    place = tmp_path_factory.mktemp('a place\'s "name"')
+    for target, spec in MODELS.items():
+        hl.save(built({**spec, "d_model": 32}), place / f"model-{target}")
+        export_model(str(place / f"model-{target}"), str(place / target), to=target)
+    return {target: (place / target, (place / target / "README.md").read_text(encoding="utf-8")) for target in MODELS}
+
+
+def blocks(text, language):
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("target", MODELS)
+def test_its_code_runs(cards, target, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for code in blocks(cards[target][1], "python"):
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    out = capsys.readouterr().out
+    assert "Once upon a time" in out if MODELS[target]["vocab_size"] == 256 else "tensor([" in out
+
+
+@pytest.mark.parametrize("target", MODELS)
+def test_its_commands_are_those_of_what_serves_it(cards, target):
+    folder, text = cards[target]
+    served = targets()[target].served_by
+    programs = {"vllm": "vLLM", "python -m sglang": "SGLang", "python convert_hf": "llama.cpp"}
+    for word, server in programs.items():
+        said = [line for block in blocks(text, "sh") for line in block.splitlines() if line.startswith(word)]
+        assert len(said) == any(name.startswith(server) for name in served)
+        assert all(str(folder) in shlex.split(line) for line in said)
+    not_run = re.findall(r"^Not run: (.*)\.$", text, re.MULTILINE)
+    assert not_run == ([] if target == "remote-code" else ["vLLM, SGLang, llama.cpp"])
+    assert len(re.findall("; not run here:", text)) == (0 if target == "remote-code" else 3)
+
+
+def test_what_was_measured_is_what_is_recorded(cards):
+    for target, (folder, text) in cards.items():
+        record = json.loads((folder / "export.json").read_text())
+        for error in record["proof"]["errors"].values():
+            assert f"| {error:.1e} | 2e-05 |" in text
+        assert f"rows of {record['proof']['tokens']} tokens" in text
+        assert all(f"{name} {version}" in text for name, version in record["versions"].items())
+        assert f"- {target}\n" in text
+
+
+def test_the_model_is_told(cards):
+    folder, text = cards["remote-code"]
+    (front,) = re.findall(r"\A---\n(.*?)\n---\n", text, re.DOTALL)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["hybridlm", "remote-code"],
+    }
+    assert blocks(text, "text") == ["<M|A>A"]
+    assert "| `<M\\|A>` | 1 | mamba2 (d_state 8, head_dim 8" in text
+    assert " beside attention (heads 2" in text
+    parameters = sum(tensor.numel() for tensor in hl.load(folder).parameters())
+    assert f"| parameters | {parameters:,} |" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 4, 5}  # of three tables, whole ones
+
+
+def test_a_vocabulary_that_servers_pad_gets_a_note(cards):
+    assert "97 token ids; not a multiple of 16, to which some servers pad it (112)" in cards["llama"][1]
+    assert "| vocabulary | 256 token ids |" in cards["granite_hybrid"][1]
+
+
+def test_context_and_tokenizer_are_the_runs(tmp_path):
+    hl.save(built({**MODELS["llama"], "vocab_size": 256, "d_model": 32}), tmp_path / "run/model")
+    (tmp_path / "run/config.yaml").write_text("data:\n  context: 8192\n")
+    for name, folder in {"a": "run", "b": "run/model"}.items():
+        export_model(str(tmp_path / folder), str(tmp_path / name), to="llama")
+        text = (tmp_path / name / "README.md").read_text()
+        assert "| trained on | windows of 8,192 tokens |" in text
+        assert "| longest input | 8,192 tokens, says config.json |" in text
+        assert "| tokenizer | bytes of UTF-8, a token each |" in text
+    (tmp_path / "run/config.yaml").write_text("data: {context: some}")
+    export_model(str(tmp_path / "run"), str(tmp_path / "c"), to="llama")
+    assert "| trained on | not recorded |" in (tmp_path / "c/README.md").read_text()

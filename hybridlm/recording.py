@@ -34,6 +34,11 @@ def recorded(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def symbolic(size: int) -> bool:
+    """Whether a size stands for all sizes, as in a program that is exported: nothing may then depend on which it is."""
+    return isinstance(size, torch.SymInt)
+
+
 def fresh() -> bool:
     """Whether every replay of what is recorded begins with an empty state."""
     return _fresh

@@ -153,7 +153,7 @@ class ModelState:
     @property
     def batch(self) -> int:
         """Number of rows."""
-        return len(self.cursor.position)
+        return self.cursor.position.shape[0]
 
     @property
     def nbytes(self) -> int:

@@ -30,7 +30,11 @@ from hybridlm.layers.norm import RMSNorm
 from hybridlm.ops.attention import attention, cached_attention
 from hybridlm.ops.rotary import rotary
 from hybridlm.ops.slots import write_slots
+from hybridlm.recording import symbolic
 from hybridlm.state import LayerState
+
+
+LONG = 1 << 20  # slots of a cache that is as long as what counts in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +201,7 @@ class LatentAttention(Mixer):
 
     def attend_cache(self, q: Tensor, latent: Tensor, key: Tensor, see: Callable) -> Tensor:
         """In the form that costs less: few queries go to the latents, many have keys and values made for them."""
-        sizes = q.shape[1], latent.shape[1]
+        sizes = q.shape[1], LONG if symbolic(latent.shape[1]) else latent.shape[1]
         few = self.config.absorbed(*sizes) < self.config.expanded(*sizes)
         return (self.attend_latents if few else self.attend_heads)(q, latent, key, see)
 

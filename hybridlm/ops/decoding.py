@@ -34,11 +34,11 @@ def step_lacks(
         return "the kernel of decoding takes one token after a state, in place"
     if document is not None:
         return "the kernel of decoding knows no documents"
-    if len(x) > ROWS:
+    if (why := kernel_lacks(x, state, *others)) is not None:
+        return why
+    if x.shape[0] > ROWS:
         return f"the kernel of decoding takes at most {ROWS} rows"
-    if not state.is_contiguous():
-        return "the kernel of decoding needs its state in one piece"
-    return kernel_lacks(x, state, *others)
+    return None if state.is_contiguous() else "the kernel of decoding needs its state in one piece"
 
 
 def small_asked(x: Tensor) -> str | None:

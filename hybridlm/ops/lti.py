@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybridlm.ops.chunks import bits
 from hybridlm.ops.long_conv import long_conv
+from hybridlm.recording import symbolic
 
 BYTES = 2**27  # of float64 that a state is handed over by at once: more channels are taken part by part
 
@@ -150,7 +151,7 @@ def many_tokens(
     if state is None:
         return y, None
     lengths = torch.full((b,), t, device=x.device) if lengths is None else lengths
-    size = max(1, BYTES // (8 * b * t))
+    size = d if symbolic(b) else max(1, BYTES // (8 * b * t))
     parts = [slice(first, min(first + size, d)) for first in range(0, d, size)]
     pieces = [hand_over(x[..., part], stretch.channels(part), state[:, part], lengths, document) for part in parts]
     added, after = zip(*pieces, strict=True)

@@ -89,13 +89,13 @@ def cached_attention(
 
 def _step_lacks(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why our kernel of decoding cannot take the call."""
-    if q.shape[1] != 1 or len(q) > ROWS:
+    if (why := kernel_lacks(q, k, v)) is not None:
+        return why
+    if q.shape[1] != 1 or q.shape[0] > ROWS:
         return "the kernel of decoding takes one query a row, and at most 65,535 rows"
     if max(q.shape[-1], v.shape[-1]) > 256:
         return "the kernel of decoding takes heads of at most 256"
-    if not q.dtype == k.dtype == v.dtype:
-        return "the kernel of decoding needs q, k and v in one dtype"
-    return kernel_lacks(q, k, v)
+    return None if q.dtype == k.dtype == v.dtype else "the kernel of decoding needs q, k and v in one dtype"
 
 
 def _as_autocast(x: Tensor) -> Tensor:

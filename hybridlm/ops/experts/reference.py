@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
 
-from hybridlm.recording import recorded
+from hybridlm.recording import recorded, symbolic
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -13,8 +13,9 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
         groups = x.split(counts.tolist())
         parts = [F.linear(rows, matrix) for rows, matrix in zip(groups, weight, strict=True) if len(rows)]
         return torch.cat(parts) if parts else F.linear(x, weight[0])
-    group = (torch.arange(len(x), device=x.device)[:, None] >= counts.cumsum(0)).sum(dim=1)
-    return _gathered(x, weight, group) if len(x) <= len(weight) else _masked(x, weight, group)
+    group = (torch.arange(x.shape[0], device=x.device)[:, None] >= counts.cumsum(0)).sum(dim=1)
+    few = not symbolic(x.shape[0]) and x.shape[0] <= weight.shape[0]
+    return (_gathered if few else _masked)(x, weight, group)
 
 
 def _known(counts: Tensor) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hybridlm.ops.long_conv import documents, transform
 from hybridlm.ops.long_conv.transform import fft_length
+from hybridlm.recording import symbolic
 
 BYTES = 2**27  # of a temporary: a spectrum, or as many zero-padded rows
 
@@ -79,7 +80,7 @@ def _parts(u: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """(channels, u and k of these in the dtype of the computation), as many at a time as BYTES allow."""
     b, t, d = u.shape
     dtype = torch.promote_types(torch.float32, u.dtype)
-    most = max(1, BYTES // (b * fft_length(2 * t - 1) * dtype.itemsize))
+    most = d if symbolic(b) else max(1, BYTES // (b * fft_length(2 * t - 1) * dtype.itemsize))
     size = -(-d // -(-d // most))
     for first in range(0, d, size):
         part = slice(first, min(first + size, d))

@@ -24,8 +24,12 @@ def run(
     lengths: Tensor | None,
     document: Tensor | None,
 ) -> tuple[Tensor, Memory]:
-    """As `recur`, with a registered loop. One token is written out, and torch.compile may see that."""
-    if not torch.compiler.is_compiling() or (x.shape[1] == 1 and document is None):
+    """As `recur`, with a registered loop. One token is written out, and torch.compile may see that.
+
+    A program that is exported is to run where this op is not: there the loop is written out, token by token.
+    """
+    by_name = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if not by_name or (x.shape[1] == 1 and document is None):
         return recur(_loops[name], x, weights, state, count, lengths, document)
     wide = torch.promote_types(x.dtype, torch.float32)
     state = state or (x.new_zeros(x.shape[0], weights[1].shape[1], dtype=wide),) * count

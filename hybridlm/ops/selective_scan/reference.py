@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from hybridlm.recording import symbolic
+
 CHUNK = 16
 BLOCK = 2**18  # 1 MB in float32
 FEWEST = 4  # chunks of a block, however large: Python never steps token by token
@@ -197,7 +199,7 @@ def _pull_back(drive: Drive, h: Tensor, dy: Tensor, g: Tensor) -> tuple[Tensor, 
 def _blocks(drive: Drive) -> list[slice]:
     """The chunks, as many at a time as make a step of BLOCK numbers."""
     _, b, z, d = drive.u.shape
-    size = max(FEWEST, BLOCK // (b * d * drive.B.shape[-1]))
+    size = z if symbolic(b) else max(FEWEST, BLOCK // (b * d * drive.B.shape[-1]))
     return [slice(start, start + size) for start in range(0, z, size)]
 
 

@@ -38,7 +38,7 @@ def _mapped(cache: Tensor, new: Tensor, slots: Tensor, keep: Tensor) -> Tensor:
     """The same as a choice for every slot, through which gradients flow once."""
     size = cache.shape[1]
     steps = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-    chosen = torch.full((len(cache), size + 1), -1, device=keep.device)
+    chosen = torch.full((cache.shape[0], size + 1), -1, device=keep.device)
     chosen = chosen.scatter(1, torch.where(keep, slots, size), steps)[:, :size]  # what is not kept goes behind the end
     return torch.where(_as_wide(chosen >= 0, cache), _taken(new, chosen.clamp(min=0)), cache)
 

@@ -246,6 +246,8 @@ def triton_missing() -> str | None:
 
 def triton_lacks(x: Tensor) -> str | None:
     """Why no Triton kernel can run on this tensor; None if one can."""
+    if torch.compiler.is_exporting():
+        return "a program that is exported runs where our kernels are not"
     if (why := triton_missing()) is not None:
         return why
     if INTERPRETING or x.is_cuda:

@@ -37,13 +37,13 @@ class Proof:
         """Whether every error is within the limit; one that is no number is not."""
         return all(error <= self.limit for error in self.errors.values())
 
-    def require(self, target: str) -> None:
-        """ExportError unless it holds."""
+    def require(self, target: str, reader: str = "transformers") -> None:
+        """ExportError unless it holds. reader: what read the export back."""
         if not self.holds:
             worst = ", ".join(f"{name} {error:.1e}" for name, error in self.errors.items())
             raise ExportError(
                 f"{target}: what was written is not the model: {worst} of the logits' RMS, and {self.limit:.0e} is "
-                "allowed. It is a bug of hybridlm's, or of the transformers that read it back; nothing was left behind"
+                f"allowed. It is a bug of hybridlm's, or of the {reader} that read it back; nothing was left behind"
             )
 
 
@@ -53,8 +53,8 @@ def prove(model: HybridLM, folder: Path, *, trust_remote_code: bool = False) -> 
     UnsupportedError: transformers is not installed. ExportError: the model's own logits are not finite.
     """
     theirs = opened(folder, trust_remote_code=trust_remote_code)
-    ours = _float32(model)
-    tokens = min(LONGEST, max([PROMPT, *(window + 8 for window in _windows(model))]))
+    ours = in_float32(model)
+    tokens = long_prompt(model)
     drawn = torch.Generator().manual_seed(0)
     ids = torch.randint(model.spec.vocab_size, (ROWS, tokens + STEPS), generator=drawn)
     with torch.no_grad(), _quiet(require_transformers()):
@@ -114,7 +114,7 @@ def worst(found: Tensor, wanted: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def _float32(model: HybridLM) -> HybridLM:
+def in_float32(model: HybridLM) -> HybridLM:
     """A copy on the CPU in float32, in evaluation mode."""
     copy = build(model.spec, device="meta")
     weights = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
@@ -122,9 +122,11 @@ def _float32(model: HybridLM) -> HybridLM:
     return copy.eval()
 
 
-def _windows(model: HybridLM) -> list[int]:
+def long_prompt(model: HybridLM) -> int:
+    """Tokens that get past every window, if LONGEST do."""
     mixers = [part for layer in plan(model.spec).layers for part in layer.mixers]
-    return [part.config.window for part in mixers if part.type == "sliding_window"]
+    windows = [part.config.window for part in mixers if part.type == "sliding_window"]
+    return min(LONGEST, max([PROMPT, *(window + 8 for window in windows)]))
 
 
 def _logits(theirs: Any, **inputs: Any) -> Tensor:

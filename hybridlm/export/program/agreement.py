@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hybridlm.compose.model import HybridLM
+from hybridlm.errors import ExportError
 from hybridlm.export.program.interface import Interface
-from hybridlm.export.proof import Proof, longest_prompt, worst
+from hybridlm.export.proof import Proof, long_prompt, worst
 
 LIMIT = 1e-5
-"""The most that any logit may be off, in units of the RMS of all."""
+"""The most that any number of an answer may be off, in units of the RMS of all."""
 STEPS, PADS = 5, 4
 
-Run = Callable[..., list[Tensor]]
+Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
+@torch.no_grad()
 def compare(model: HybridLM, interface: Interface, programs: Mapping[str, Run]) -> Proof:
-    """The worst error of a logit over the RMS of all: one row of one token, three rows, and three with pads."""
-    longest = longest_prompt(model)
-    whole = torch.ones(3, longest, dtype=torch.bool)
+    """One row of one token, three long rows, and three with pads on both sides; then STEPS steps of each.
+
+    model: in float32 and in evaluation mode. ExportError: its own answers are not finite.
+    """
+    tokens = long_prompt(model)
+    whole = torch.ones(3, tokens, dtype=torch.bool)
     padded = whole.clone()
     padded[0, :PADS], padded[1, -1] = False, False
     errors = {"prefill": 0.0, "step": 0.0, "padded": 0.0}
     for name, valid in (("prefill", whole[:1, :1]), ("prefill", whole), ("padded", padded)):
-        read, step = _run_beside(model, interface, programs, valid)
-        errors[name], errors["step"] = max(errors[name], read), max(errors["step"], step)
-    return Proof(errors, longest + STEPS, LIMIT)
+        read, *steps = _errors(model, interface, programs, valid)
+        errors[name], errors["step"] = max(errors[name], read), max(errors["step"], *steps)
+    return Proof(errors, tokens + STEPS, LIMIT)
+
+
+def _errors(model: HybridLM, interface: Interface, programs: Mapping[str, Run], valid: Tensor) -> list[float]:
+    """Of a prefill of these tokens from an empty state, and of each step after it."""
+    (rows, tokens), drawn = valid.shape, torch.Generator().manual_seed(0)
+    theirs, ours = interface.empty(rows, tokens + STEPS), model.init_state(rows, tokens + STEPS)
+    inputs = _inputs(model, rows, tokens, drawn)
+    answer, *theirs = programs["prefill"]([inputs, valid, *theirs])
+    out = model(inputs, ours, valid=valid)
+    errors = [_error(answer, out.logits)]
+    for _ in range(STEPS):
+        inputs = _inputs(model, rows, 1, drawn)
+        answer, *theirs = programs["step"]([inputs, *theirs])
+        out = model(inputs, out.state)
+        errors.append(_error(answer, out.logits))
+    return errors
+
+
+def _inputs(model: HybridLM, rows: int, tokens: int, drawn: torch.Generator) -> Tensor:
+    spec = model.spec
+    if spec.reads_tokens:
+        return torch.randint(spec.vocab_size, (rows, tokens), generator=drawn)
+    return torch.randn(rows, tokens, spec.input.channels, generator=drawn)
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    if not wanted.isfinite().all():
+        raise ExportError("the model's own answers are not finite: there is nothing that a program could agree with")
+    return worst(found, wanted)

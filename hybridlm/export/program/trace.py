@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import fx
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 
 from hybridlm.compose.model import HybridLM
@@ -13,8 +12,6 @@ from hybridlm.errors import ExportError
 from hybridlm.export.program.flow import Prefill, Step
 from hybridlm.export.program.interface import CAPACITY, ROWS, SYMBOLS, TOKENS, Interface, Port
 from hybridlm.ops import backend
-
-KNOWN = {"aten", "prims", "prim", "higher_order", "_operator", "math"}
 
 
 def trace(model: HybridLM, interface: Interface, piece: int) -> dict[str, ExportedProgram]:
@@ -26,7 +23,7 @@ def trace(model: HybridLM, interface: Interface, piece: int) -> dict[str, Export
     with backend.use("reference"), torch.no_grad():
         programs = {name: _traced(name, module, interface, piece) for name, module in modules.items()}
     for name, program in programs.items():
-        if foreign := sorted({op for op in _ops(program) if op.partition(".")[0] not in KNOWN}):
+        if foreign := _foreign(program):
             raise ExportError(f"{name}: a program runs where PyTorch is alone, and this model uses {', '.join(foreign)}")
     return programs
 
@@ -43,7 +40,7 @@ def _traced(name: str, module: torch.nn.Module, interface: Interface, piece: int
             tuple(port.zeros(sizes) for port in ports),
             dynamic_shapes=(*shapes[:read], tuple(shapes[read:])),
             strict=False,
-        ).run_decompositions({})
+        )
     except RuntimeError as error:  # what torch.export raises is of many kinds
         said = str(error).strip().splitlines()[0]
         raise ExportError(f"{name}: a layer cannot be traced for every batch and length: {said}") from error
@@ -53,12 +50,8 @@ def _dynamic(port: Port, dims: dict[str, Dim]) -> dict[int, Dim]:
     return {axis: dims[symbol] for axis, symbol in port.dims().items()}
 
 
-def _ops(program: ExportedProgram) -> Iterator[str]:
-    """The names of all ops, of those in loops too."""
+def _foreign(program: ExportedProgram) -> list[str]:
+    """Ops that PyTorch alone does not have, those in loops too."""
     graphs = (module for module in program.graph_module.modules() if isinstance(module, fx.GraphModule))
-    for node in (node for graph in graphs for node in graph.graph.nodes if node.op == "call_function"):
-        target = node.target
-        if isinstance(target, torch._ops.OperatorBase):
-            yield str(target).replace("::", ".")
-        else:
-            yield f"{target.__module__}.{target.__name__}"
+    ops = {node.target for graph in graphs for node in graph.graph.nodes if isinstance(node.target, OpOverload)}
+    return sorted(str(op) for op in ops if op.namespace not in ("aten", "prims"))

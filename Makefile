@@ -66,7 +66,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(PY)
 	$(call install_extras,core,)
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(PY)
-	$(call install_extras,core + dev + hf,[dev$(comma)hf])
+	$(call install_extras,core + dev + hf + onnx,[dev$(comma)hf$(comma)onnx])
 	@touch $(VENV)/.core
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(PY)

@@ -33,8 +33,7 @@ from hybridlm.ops.slots import write_slots
 from hybridlm.recording import symbolic
 from hybridlm.state import LayerState
 
-
-LONG = 1 << 20  # slots of a cache that is as long as what counts in it
+LONG = 1 << 20  # slots of a cache whose length is not known: next to it a few tokens are few
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,8 +208,9 @@ def missing(module: str, attribute: str) -> str | None:
 
 
 def kernels(module: str) -> ModuleType | None:
-    """A module of our Triton kernels; None where Triton cannot run (no GPU build of torch, or Triton is not there)."""
-    return _loaded[module] if _load(module) else None
+    """A module of our Triton kernels; None where Triton cannot run (no GPU build of torch, or Triton is not there), and
+    while a program is exported."""
+    return None if torch.compiler.is_exporting() or not _load(module) else _loaded[module]
 
 
 _loaded: dict[str, ModuleType] = {}  # torch.compile can look into it, but neither import a module nor be handed one

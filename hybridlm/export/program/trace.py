@@ -24,7 +24,9 @@ def trace(model: HybridLM, interface: Interface, piece: int) -> dict[str, Export
         programs = {name: _traced(name, module, interface, piece) for name, module in modules.items()}
     for name, program in programs.items():
         if foreign := _foreign(program):
-            raise ExportError(f"{name}: a program runs where PyTorch is alone, and this model uses {', '.join(foreign)}")
+            raise ExportError(
+                f"{name}: a program runs where PyTorch is alone, and this model uses {', '.join(foreign)}"
+            )
     return programs
 
 

@@ -1,0 +1,58 @@
+"""A model as programs of ONNX, by onnxruntime on the CPU: sizes that no trace has seen, refusals by name."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from hybridlm.errors import UnsupportedError
+from hybridlm.export.program import write_onnx
+from tests.export.program_subject import LIMIT, PIECE, Programs, beside, ragged, stirred
+
+
+def opened(folder: Path) -> Programs:
+    """prefill and step, called by the names that the description gives."""
+    about = json.loads((folder / "onnx.json").read_text())
+    return {name: _session(folder, program) for name, program in about["programs"].items()}
+
+
+def _session(folder: Path, program: dict):
+    session = onnxruntime.InferenceSession(folder / program["file"], providers=["CPUExecutionProvider"])
+    names, given = ([port["name"] for port in program[side]] for side in ("inputs", "outputs"))
+
+    def run(inputs):
+        arrays = session.run(given, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
+        return [torch.from_numpy(np.asarray(array)) for array in arrays]
+
+    return run
+
+
+def check(pattern: str, out: Path, **spec) -> None:
+    model = stirred(pattern, seed=2, **spec)
+    lowered = write_onnx(model, out, piece=PIECE)
+    assert lowered.target == "onnx"
+    assert lowered.proof.holds
+    programs = opened(out)
+    for rows, tokens in ((1, 1), (2, 5), (3, 16), (1, 43)):
+        assert beside(model, programs, torch.ones(rows, tokens, dtype=torch.bool)) <= LIMIT
+    assert beside(model, programs, ragged(4, 21, left=True)) <= LIMIT
+    assert beside(model, programs, ragged(3, 18, left=False)) <= LIMIT
+    with torch.no_grad():
+        model.blocks[0].mixer.o_proj.weight.copy_(model.blocks[0].mixer.o_proj.weight.roll(1, 0))
+    assert beside(model, programs, torch.ones(2, 9, dtype=torch.bool)) > 10 * LIMIT
+
+
+def test_a_small_model(tmp_path):
+    check("[attention]", tmp_path, mlp="none")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_before_anything_is_traced(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnsupportedError, match=rf"{package}, which is not installed: pip install 'hybridlm\[onnx\]'"):
+        write_onnx(stirred("[attention]", mlp="none"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

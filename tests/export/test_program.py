@@ -16,17 +16,18 @@ from hybridlm.errors import ExportError, SpecError
 from hybridlm.export.program import write_torch_export
 from hybridlm.export.program.agreement import compare
 from hybridlm.export.program.interface import interface_of
+from hybridlm.export.proof import Proof
 from hybridlm.registry import mixers
 from tests.export.program_subject import LIMIT, PIECE, Programs, beside, opened, ragged, stirred
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/export.md"
-HYBRID = "[mamba2][sliding_window][attention]"  # a window shorter than a piece
+HYBRID = "[mamba2][attention]"
 WITHOUT = "import sys; sys.modules.update({name: None for name in ('hybridlm', 'einops', 'jaxtyping')})\n"
 
 
 @pytest.fixture(scope="module")
 def hybrid() -> hl.HybridLM:
-    return stirred(HYBRID, mlp="none", blocks={"sliding_window": {"mixer": {"type": "sliding_window", "window": 5}}})
+    return stirred(HYBRID, mlp="none")
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,7 @@ def test_what_is_no_model_is_refused(tmp_path):
     refused(stirred("[short_conv]"), tmp_path / "out", "piece", SpecError, piece=1)
 
 
+@pytest.mark.deep
 def test_a_program_that_is_not_the_model_leaves_nothing_behind(hybrid, folder, tmp_path, monkeypatch):
     """The programs of another one, say."""
     traced = {name: torch.export.load(folder / f"{name}.pt2") for name in ("prefill", "step")}
@@ -156,6 +158,14 @@ def test_a_program_that_is_not_the_model_leaves_nothing_behind(hybrid, folder, t
     with torch.no_grad():
         other.embed.weight[5:] += 0.01
     refused(other, tmp_path / "out", "what was written is not the model")
+
+
+def test_a_proof_that_fails_leaves_nothing_behind(hybrid, tmp_path, monkeypatch):
+    where = "hybridlm.export.program.torch_export."
+    monkeypatch.setattr(where + "trace", lambda *_: {})
+    monkeypatch.setattr(where + "_read", lambda path: None)
+    monkeypatch.setattr(where + "compare", lambda *_: Proof({"prefill": 1e-7, "step": 2e-5}, 29, LIMIT))
+    refused(hybrid, tmp_path / "out", r"step 2.0e-05 of the logits' RMS, and 1e-05 is\s+allowed")
 
 
 def test_a_model_whose_answers_are_no_numbers_is_refused(hybrid, programs):

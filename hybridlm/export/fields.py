@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hybridlm.checks import LARGEST
 from hybridlm.errors import ExportError
 
 NEUTRAL = frozenset(
@@ -57,13 +58,21 @@ class Fields:
             return None if default is _MISSING else default
         return value
 
-    def whole(self, name: str, default: int, low: int = 1) -> int:
-        """A whole number, at least `low`; where it is not, the default, so that reading goes on."""
+    def whole(self, name: str, default: int, low: int = 1, high: int = LARGEST) -> int:
+        """A whole number from `low` to `high`; where it is not, the default, so that reading goes on."""
         value = self.take(name, default, int)
-        if value < low:
-            self.problems.append(f"{name}: {value}; it has to be {low} or more")
+        if not low <= value <= high:
+            self.problems.append(f"{name}: {value}; it has to be from {low} to {high}")
             return default
         return value
+
+    def several(self, name: str, default: list[Any], kind: type | tuple[type, ...] = str) -> list[Any]:
+        """A list of such; where it is none, the default."""
+        values = self.take(name, default, list)
+        if wrong := [value for value in values if isinstance(value, bool) or not isinstance(value, kind)]:
+            self.problems.append(f"{name}: {wrong[0]!r} cannot be in it")
+            return default
+        return values
 
     def inside(self, name: str) -> Fields:
         """The fields of a mapping in a field, which are told with these."""

@@ -14,7 +14,8 @@ import torch
 import transformers
 
 import hybridlm as hl
-from hybridlm.errors import ExportError
+from hybridlm.compose.plan import plan
+from hybridlm.errors import ExportError, PatternError, SpecError
 from hybridlm.export.family import FAMILIES, SOURCES, source
 from hybridlm.export.fields import Fields
 from hybridlm.export.lift import lift
@@ -58,3 +59,41 @@ def test_what_changes_the_mathematics_is_refused_by_name(name, field, value):
     source(name).spec(Fields(config(name), "config.json"))
     with pytest.raises(ExportError, match="|".join(names)):
         source(name).spec(Fields({**config(name), field: value}, "config.json"))
+
+
+GONE = object()
+JUNK = (
+    None,
+    "x",
+    "",
+    -1,
+    0,
+    1,
+    3,
+    0.5,
+    10**30,
+    True,
+    [],
+    ["x"],
+    [None],
+    [{}],
+    [[1]],
+    {},
+    {"x": 1},
+    float("nan"),
+    float("inf"),
+)
+
+
+@pytest.mark.parametrize("name", IMPORTED)
+def test_junk_in_any_field_is_read_or_refused(name):
+    """No value of any field brings anything but a model, or an error that is made for people."""
+    for field in config(name):
+        for junk in (*JUNK, GONE):
+            given = {**config(name), field: junk}
+            try:
+                plan(source(name).spec(Fields({k: v for k, v in given.items() if v is not GONE}, "config.json")))
+            except (ExportError, SpecError, PatternError):
+                continue
+            except Exception as error:
+                raise AssertionError(f"{field}: {junk!r}") from error

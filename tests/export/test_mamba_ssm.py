@@ -13,10 +13,14 @@ import transformers
 from torch import Tensor
 
 import hybridlm as hl
-from hybridlm.errors import CheckpointError, ExportError
+from hybridlm.compose.plan import plan
+from hybridlm.errors import CheckpointError, ExportError, PatternError, SpecError
+from hybridlm.export.family import source
+from hybridlm.export.fields import Fields
 from hybridlm.export.lift import lift
 from hybridlm.export.proof import LIMIT, worst
 from tests.export.common import DEEP, SHALLOW, D, random_values
+from tests.export.test_import_matrix import JUNK
 
 WORDS = 61
 IDS = torch.randint(WORDS, (2, 19), generator=torch.Generator().manual_seed(3))
@@ -292,6 +296,22 @@ def test_what_cannot_be_read_is_refused_by_name(where, field, value, tmp_path):
     with pytest.raises(ExportError, match=f"{where}.{field}" if where else field):
         lift(theirs, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_junk_in_any_field_is_read_or_refused():
+    places = [((), name) for name in HYBRID] + [
+        ((part,), name) for part in ("ssm_cfg", "attn_cfg") for name in HYBRID[part]
+    ]
+    for where, name in places:
+        for junk in JUNK:
+            config = json.loads(json.dumps(HYBRID))
+            (config[where[0]] if where else config)[name] = junk
+            try:
+                plan(source("mamba_ssm").spec(Fields(config, "config.json")))
+            except (ExportError, SpecError, PatternError):
+                continue
+            except Exception as error:
+                raise AssertionError(f"{where} {name}: {junk!r}") from error
 
 
 @pytest.mark.parametrize("damage", ["missing", "surplus", "misshapen", "untied"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hybridlm.compose.pattern import compact
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.parts import (
@@ -99,8 +100,8 @@ class GraniteHybrid(Family):
         fields.must("num_local_experts", 0, default=8)
         fields.must("hidden_act", "silu", "swish")
         fields.neutral("num_experts_per_tok", "intermediate_size")
-        depth, kinds = fields.take("num_hidden_layers", kind=int), fields.take("layer_types", kind=list)
-        return _hybrid(fields, depth, kinds or [])
+        depth, kinds = fields.take("num_hidden_layers", kind=int), fields.several("layer_types", [])
+        return _hybrid(fields, depth, kinds)
 
 
 def _attention(stack: Stack) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def _hybrid(fields: Fields, depth: int | None, kinds: list[str]) -> ModelSpec:
     given = {
         "d_model": d,
         "vocab_size": fields.take("vocab_size", kind=int),
-        "pattern": "".join(LAYERS.get(kind, "M") for kind in kinds),
+        "pattern": compact([LAYERS.get(kind, "M") for kind in kinds]),
         "blocks": blocks,
         "mlp": {"type": "swiglu", "width": fields.take("shared_intermediate_size", 1024, int)},
         "norm_eps": fields.take("rms_norm_eps", 1e-6, float),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hybridlm.compose.pattern import MAX_LAYERS, compact
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.llama import decoder, layer_weights, not_decoder
@@ -89,10 +90,10 @@ def _uneven(mixers: list[Half]) -> list[str]:
 
 def _layers(fields: Fields, shared: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Pattern and blocks: one of each kind and base of positions."""
-    depth = fields.take("num_hidden_layers", 0, int)
+    depth = fields.whole("num_hidden_layers", 24, high=MAX_LAYERS)
     every_fourth = [KINDS["sliding_window" if i % 4 else "attention"] for i in range(depth)]
-    types = fields.take("layer_types", every_fourth, list)
-    bases = fields.take("layer_rope_theta", [rope_theta(fields)] * len(types), list)
+    types = fields.several("layer_types", every_fourth)
+    bases = fields.several("layer_rope_theta", [rope_theta(fields)] * len(types), (int, float))
     window = fields.take("sliding_window", 128, int)
     if unknown := [kind for kind in types if kind not in KINDS.values()]:
         fields.refuse(f"layer_types: {unknown[0]!r}; known: {', '.join(KINDS.values())}")
@@ -107,8 +108,7 @@ def _layers(fields: Fields, shared: dict[str, Any]) -> tuple[str, dict[str, Any]
         mixer = {"type": "attention"} if letter == "A" else {"type": "sliding_window", "window": window}
         rotary = {"rope": True, "rope_theta": base} if base else {"rope": False}
         blocks[name] = {"mixer": {**mixer, **shared, **rotary}}
-    texts = [names[pair] for pair in zip(types, bases, strict=False)]
-    return "".join(name if len(name) == 1 else f"[{name}]" for name in texts), blocks
+    return compact([names[pair] for pair in zip(types, bases, strict=False)]), blocks
 
 
 FAMILY = GraniteSWA()

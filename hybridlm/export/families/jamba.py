@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import ceil
 from typing import Any
 
-from hybridlm.compose.pattern import compact
+from hybridlm.compose.pattern import MAX_LAYERS, compact
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.parts import GATED, MAMBA, QKVO, kv_heads, norm
@@ -211,7 +211,7 @@ def _mlp(theirs: str, mlp: Half, together: bool) -> list[Weight]:
 def _pattern(fields: Fields, experts: int) -> str:
     """The stack, a block for each layer: of two mixers and, where there are experts, two MLPs."""
     attention, sparse = _read_places(fields, "attn_layer", 8, 4), _read_places(fields, "expert_layer", 2, 1)
-    layers = range(fields.whole("num_hidden_layers", 32))
+    layers = range(fields.whole("num_hidden_layers", 32, high=MAX_LAYERS))
     mixers = ["A" if i % attention[0] == attention[1] else "m" for i in layers]
     return compact([f"{mixers[i]}-moe" if experts > 1 and i % sparse[0] == sparse[1] else mixers[i] for i in layers])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from hybridlm.compose.pattern import MAX_LAYERS, compact
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.parts import MAMBA, mamba2_weights, unlimited_steps
@@ -30,14 +31,14 @@ class MambaSSM(Source):
         return "model_type" not in config and {"d_model", "n_layer"} <= config.keys()
 
     def spec(self, fields: Fields) -> ModelSpec:
-        d, depth = fields.take("d_model", 0, int), fields.take("n_layer", 0, int)
+        d, depth = fields.whole("d_model", 2560), fields.whole("n_layer", 64, high=MAX_LAYERS)
         fields.neutral("fused_add_norm")
-        rounded, width = fields.take("pad_vocab_size_multiple", 8, int), fields.take("d_intermediate", 0, int)
+        rounded, width = fields.whole("pad_vocab_size_multiple", 8), fields.whole("d_intermediate", 0, low=0)
         letters = _letters(fields, depth)
         given = {
             "d_model": d,
-            "vocab_size": _up(fields.take("vocab_size", 50277, int), rounded),
-            "pattern": letters,
+            "vocab_size": _up(fields.whole("vocab_size", 50277), rounded),
+            "pattern": compact(letters),
             "blocks": {letter: {"mixer": _MIXERS[letter](fields, d)} for letter in sorted(set(letters))},
             "mlp": {"type": "swiglu", "width": _up(width, WIDTHS)} if width else "none",
             "norm": "rmsnorm" if fields.take("rms_norm", True, bool) else "layernorm",
@@ -65,7 +66,7 @@ class MambaSSM(Source):
 
 def _up(number: int, multiple: int) -> int:
     """The next multiple."""
-    return -(-number // max(1, multiple)) * max(1, multiple)
+    return -(-number // multiple) * multiple
 
 
 # ----------------------------------------------------------------------------------------------------------- its config
@@ -88,17 +89,18 @@ def _attention(fields: Fields, d: int) -> dict[str, Any]:
     said.must("out_proj_bias", False, default=True)
     for name in ("mlp_dim", "d_conv"):
         said.must(name, 0)
-    heads = said.take("num_heads", kind=int)
-    width = said.take("head_dim", d // heads if heads else None, int)
+    said.take("num_heads")
+    heads = said.whole("num_heads", 1)
+    width = said.whole("head_dim", d // heads)
     rotary = said.take("rotary_emb_dim", 0, int)
     if rotary not in (0, width):
         said.refuse(f"rotary_emb_dim: {rotary}; only 0, no positions, or {width}, whole heads, can be read")
     said.must("rotary_emb_interleaved", False)
     theta = said.take("rotary_emb_base", 10000.0, float)
     scale = said.take("softmax_scale", None, float)
-    if scale is not None and width and abs(scale * width**0.5 - 1) > 1e-6:
+    if scale is not None and abs(scale * width**0.5 - 1) > 1e-6:
         said.refuse(f"softmax_scale: {scale}; only head_dim ** -0.5 can be read")
-    sizes = {"heads": heads, "kv_heads": said.take("num_heads_kv", heads, int), "head_dim": width}
+    sizes = {"heads": heads, "kv_heads": said.whole("num_heads_kv", heads), "head_dim": width}
     return {"type": "attention", **sizes, "rope": rotary > 0, "rope_theta": theta}
 
 

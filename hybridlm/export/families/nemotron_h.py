@@ -199,7 +199,7 @@ def _pattern(fields: Fields) -> str:
     """The layers, a sign for each; however many ways they are said, it has to be the same."""
     said = {}
     for name in ("layers_block_type", "layer_types"):
-        if kinds := fields.take(name, None, list):
+        if kinds := fields.several(name, []):
             said[name] = "".join(TYPES.get(kind, "?") for kind in kinds)
     if text := fields.take("hybrid_override_pattern", None, str):
         said["hybrid_override_pattern"] = text

@@ -169,7 +169,9 @@ def _choices(part: Part | None) -> tuple:
     if part is None:
         return ()
     fields = dataclasses.asdict(part.config)
-    chosen = {name: value if isinstance(value, bool | str | tuple) else value > 1 for name, value in fields.items()}
+    chosen = {
+        name: value if isinstance(value, bool | str | tuple | None) else value > 1 for name, value in fields.items()
+    }
     return part.type, *chosen.items()
 
 

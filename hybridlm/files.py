@@ -54,7 +54,7 @@ def atomic_write(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, _usual_mode())
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
@@ -63,10 +63,11 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         raise
 
 
-def _umask() -> int:
+def _usual_mode() -> int:
+    """The permissions of a new file."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
 def sha256(path: str | Path) -> str:
@@ -103,6 +104,7 @@ def changing(folder: str | Path, replaces: Iterable[str] = ()) -> Iterator[Path]
 def _move_in(staged: Path, folder: Path, replaces: Iterable[str]) -> None:
     names = sorted((path.name for path in staged.iterdir()), key=lambda name: (name == MANIFEST, name))
     for name in names:
+        (staged / name).chmod(_usual_mode())  # some libraries write for their user alone
         _flush(staged / name)
     outdated = {path.name for pattern in replaces for path in folder.glob(pattern)} - set(names)
     _swap(staged, folder, names, sorted(outdated))

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from hybridlm.errors import CheckpointError, DataError
-from hybridlm.files import atomic_write, check_target, verify_manifest, write_manifest
+from hybridlm.files import atomic_write, changing, check_target, verify_manifest, write_manifest
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypatch):
@@ -68,3 +68,13 @@ def test_a_target_is_judged_before_the_work(tmp_path):
         check_target("output", tmp_path)
     with pytest.raises(DataError, match=r"output: .*: its folder does not exist"):
         check_target("output", tmp_path / "none" / "file")
+
+
+def test_what_moves_in_can_be_read_by_whom_the_user_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with changing(tmp_path / "folder") as staged:
+            (staged / "weights").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder" / "weights").stat().st_mode & 0o777 == 0o640

@@ -3,10 +3,13 @@
 import json
 import os
 from collections import OrderedDict
+from contextlib import suppress
 
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from hybridlm.errors import CheckpointError
@@ -83,6 +86,30 @@ def test_a_file_cut_at_any_byte_is_noticed(tmp_path):
         (tmp_path / WEIGHTS).write_bytes(whole[:size])
         with pytest.raises(CheckpointError):
             ShardReader(tmp_path)
+
+
+@pytest.mark.parametrize("form", [WEIGHTS, INDEX, "pytorch_model.bin"])
+@given(
+    st.lists(st.tuples(st.integers(0, 500), st.integers(0, 4), st.text('0129{}[]",:-.e\\x00ÿ', max_size=4)), min_size=1)
+)
+def test_whatever_stands_in_a_file_is_read_or_refused(tmp_path_factory, form, changes):
+    """Bytes cut out and put in, mostly in the header: a CheckpointError, or tensors of the shapes that it says."""
+    folder = tmp_path_factory.mktemp("any")
+    if form == INDEX:
+        sharded(folder)
+    elif form == WEIGHTS:
+        write_shards(folder, ENTRIES, TENSORS.items())
+    else:
+        torch.save(TENSORS, folder / form)
+    content = (folder / form).read_bytes()
+    for at, gone, new in changes:
+        content = content[:at] + new.encode("latin-1") + content[at + gone :]
+    (folder / form).write_bytes(content)
+    with suppress(CheckpointError):
+        reader = ShardReader(folder)
+        assert {name: tuple(tensor.shape) for name, tensor in reader} == {
+            e.name: e.shape for e in reader.entries.values()
+        }
 
 
 def test_a_file_cut_off_after_it_was_opened_is_an_error_and_no_crash(tmp_path):

@@ -50,23 +50,41 @@ class Proof:
 def prove(model: HybridLM, folder: Path, *, trust_remote_code: bool = False) -> Proof:
     """Load `folder` with transformers and compare it with the model, whose dtype and mode stay as they are.
 
-    UnsupportedError: transformers is not installed. ExportError: the model's own logits are not finite.
+    UnsupportedError: transformers is not installed. ExportError: the model's own logits are not finite, or transformers
+    cannot run what is in the folder.
     """
-    theirs = opened(folder, trust_remote_code=trust_remote_code)
-    ours = in_float32(model)
-    tokens = long_prompt(model)
+    transformers = require_transformers()
+    ours, tokens = in_float32(model), long_prompt(model)
     drawn = torch.Generator().manual_seed(0)
     ids = torch.randint(model.spec.vocab_size, (ROWS, tokens + STEPS), generator=drawn)
-    with torch.no_grad(), _quiet(require_transformers()):
-        wanted = ours(ids).logits
-        if not wanted.isfinite().all():
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    valid[0, :PADS] = False
+    padded = torch.where(valid, ids, 0)
+    with torch.no_grad():
+        whole = ours(ids).logits
+        if not whole.isfinite().all():
             raise ExportError("the model's own logits are not finite: there is nothing that an export could agree with")
-        pairs = {
-            "prefill": (_logits(theirs, input_ids=ids), wanted),
-            "step": (_stepped(theirs, ids, tokens), _own_steps(ours, ids, tokens)),
-            "padded": _padded(ours, theirs, ids),
+        steps = _own_steps(ours, ids, tokens)
+        wanted = {"prefill": whole, "step": steps, "padded": ours(padded, valid=valid).logits[valid]}
+    with torch.no_grad(), _quiet(transformers), _told():
+        theirs = opened(folder, trust_remote_code=trust_remote_code)
+        found = {
+            "prefill": _logits(theirs, input_ids=ids),
+            "step": _stepped(theirs, ids, tokens),
+            "padded": _logits(theirs, input_ids=padded, attention_mask=valid.long())[valid],
         }
-    return Proof({name: worst(found, right) for name, (found, right) in pairs.items()}, tokens + STEPS)
+    return Proof({name: worst(found[name], right) for name, right in wanted.items()}, tokens + STEPS)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What their code raises, as an ExportError."""
+    try:
+        yield
+    except (ExportError, UnsupportedError):
+        raise
+    except Exception as error:  # whatever their code finds to say
+        raise ExportError(f"transformers cannot run what was written: {type(error).__name__}: {error}") from error
 
 
 def opened(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -163,12 +181,3 @@ def _cache(out: Any) -> dict[str, Any]:
     """The cache as the next call takes it: its name differs between families."""
     names = ("past_key_values", "cache_params")
     return {name: out[name] for name in names if name in out and out[name] is not None}
-
-
-def _padded(ours: HybridLM, theirs: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of a batch whose first row has pads on the left, at its tokens."""
-    valid = torch.ones_like(ids, dtype=torch.bool)
-    valid[0, :PADS] = False
-    ids = torch.where(valid, ids, 0)
-    found = _logits(theirs, input_ids=ids, attention_mask=valid.long())
-    return found[valid], ours(ids, valid=valid).logits[valid]

@@ -15,7 +15,7 @@ from torch import Tensor
 from hybridlm.compose.build import CONFIG, build, config_text
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.errors import CheckpointError, ExportError, did_you_mean
+from hybridlm.errors import CheckpointError, ExportError, PatternError, SpecError, did_you_mean
 from hybridlm.export.family import FAMILIES, SOURCES, Source, source
 from hybridlm.export.fields import Fields
 from hybridlm.export.tokenizer import TEXT_FILES
@@ -37,7 +37,7 @@ def lift(folder: str | Path, out: str | Path, *, check: Callable[[Path], None] |
     """
     folder, out = as_path(folder, ExportError), as_path(out, ExportError)
     theirs, config = read_config(folder)
-    spec = theirs.spec(Fields(config, str(folder / CONFIG)))
+    spec = _read_spec(theirs, Fields(config, str(folder / CONFIG)))
     reader = ShardReader(folder)
     with changing(out, replaces=(*FORMS, *TEXT_FILES)) as staged:
         weights = theirs.found(plan(spec), config, reader.entries)
@@ -72,6 +72,16 @@ def read_config(folder: Path) -> tuple[Source, Mapping[str, Any]]:
             f"{path}: model_type: {kind!r}; these can be read: {', '.join(known)}.{did_you_mean(str(kind), known)}"
         )
     return found, config
+
+
+def _read_spec(theirs: Source, fields: Fields) -> ModelSpec:
+    """A spec that can be built. ExportError: it cannot be read, or no model is like that."""
+    try:
+        spec = theirs.spec(fields)
+        plan(spec)
+    except (SpecError, PatternError) as error:
+        raise ExportError(f"{fields.where}: there is no model like that: {error}") from error
+    return spec
 
 
 def _write_weights(reader: ShardReader, weights: Sequence[Weight], spec: ModelSpec, folder: Path) -> list[str]:

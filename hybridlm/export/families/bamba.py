@@ -9,7 +9,7 @@ from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.granite_hybrid import read_mamba2
 from hybridlm.export.families.llama import decoder
-from hybridlm.export.families.parts import GATED, QKVO, kv_heads, mamba2_weights, norm, rope_share, rope_theta
+from hybridlm.export.families.parts import GATED, INITIAL, QKVO, kv_heads, mamba2_weights, norm, rope_share, rope_theta
 from hybridlm.export.family import Source, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import pairs
@@ -39,7 +39,7 @@ class Bamba(Source):
         fields.must("hidden_act", "silu", "swish")
         fields.must("attention_bias", False)
         fields.must("mlp_bias", False)
-        fields.neutral("z_loss_coefficient", "num_logits_to_keep")
+        fields.neutral("z_loss_coefficient", "num_logits_to_keep", *INITIAL)
         d, depth = fields.whole("hidden_size", 4096), fields.whole("num_hidden_layers", 32)
         places = _places(fields, depth)
         blocks = {"M": {"mixer": read_mamba2(fields, d)}, "A": {"mixer": _read_attention(fields, d)}}

@@ -14,7 +14,7 @@ from typing import Any
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.llama import decoder, not_rotary
-from hybridlm.export.families.parts import GATED, kv_heads, norm, rope, rope_theta, unlimited_steps
+from hybridlm.export.families.parts import GATED, INITIAL, kv_heads, norm, rope, rope_theta, unlimited_steps
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import (
@@ -106,7 +106,7 @@ class FalconH1(Family):
             fields.must(name, False)
         fields.must("mamba_conv_bias", True)
         fields.must("mamba_use_mlp", True)
-        fields.neutral("mamba_chunk_size", "num_logits_to_keep", "mlp_expansion_factor")
+        fields.neutral("mamba_chunk_size", "num_logits_to_keep", "mlp_expansion_factor", *INITIAL)
         d = fields.whole("hidden_size", 4096)
         blocks = {"M": {"mixer": _read_mamba2(fields, d)}, "A": {"mixer": _read_attention(fields, d)}}
         spec = decoder(fields, f"<M|A>{fields.take('num_hidden_layers', 32, int)}", blocks, eps=1e-5)

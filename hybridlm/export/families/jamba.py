@@ -88,6 +88,7 @@ class Jamba(Family):
         fields.must("mamba_conv_bias", True)
         fields.must("mamba_proj_bias", False)
         fields.must("sliding_window", None)
+        fields.must("mamba_inner_layernorms", True)  # of the first ones
         fields.neutral("use_mamba_kernels", "use_mambapy", "use_associative_scan", "num_logits_to_keep")
         d, width = fields.whole("hidden_size", 4096), fields.whole("intermediate_size", 14336)
         count, top = fields.whole("num_experts", 16), fields.whole("num_experts_per_tok", 2)

@@ -220,7 +220,8 @@ def _pattern(fields: Fields) -> str:
 
 def _stack(fields: Fields, pattern: str) -> ModelSpec:
     eps = fields.take("layer_norm_epsilon", 1e-5, float)
-    fields.must("rms_norm_eps", eps)
+    for name in ("rms_norm_eps", "norm_eps"):
+        fields.must(name, eps)
     blocks = {
         "M": {"mixer": _read_mamba2(fields, fields.whole("hidden_size", 4096)), "mlp": "none"},
         "A": {"mixer": _read_attention(fields), "mlp": "none"},

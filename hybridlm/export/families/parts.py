@@ -66,6 +66,10 @@ def least_step(fields: Fields) -> None:
         fields.refuse(f"time_step_min: {least}; transformers bounds dt by it in a prefill, and 0 to 0.001 is read")
 
 
+INITIAL = ("time_step_min", "time_step_max", "time_step_floor", "time_step_rank", "use_mamba_kernels")
+"""Fields of Mamba-2 that some configs carry along, and whose models compute with none of them."""
+
+
 def kv_heads(fields: Fields, heads: int, default: int) -> int:
     """num_key_value_heads: null is as many as heads, and not what a config without it means."""
     return fields.whole("num_key_value_heads", heads if fields.null("num_key_value_heads") else default)

@@ -13,7 +13,7 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import QKVO, kv_heads, least_step, mamba2_weights, norm, rope_theta
+from hybridlm.export.families.parts import QKVO, kv_heads, least_step, mamba2_weights, norm, rope_theta, unlimited_steps
 from hybridlm.export.family import Source, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import halves
@@ -66,6 +66,7 @@ class Zamba2(Source):
         fields.must("add_bias_linear", False)
         fields.must("use_conv_bias", True)
         fields.must("use_long_context", False)
+        fields.must("use_shared_mlp_adapter", True)  # of the first ones, and of all since
         fields.must("hidden_act", "gelu")
         fields.neutral("use_mem_eff_path", "use_mamba_kernels", "chunk_size", "time_step_max", "time_step_floor")
         fields.neutral("num_query_groups", "kv_channels", "num_logits_to_keep")
@@ -151,6 +152,7 @@ def _read_mamba2(fields: Fields, d: int) -> dict[str, Any]:
     expand, heads = fields.whole("mamba_expand", 2), fields.whole("n_mamba_heads", 8)
     fields.must("mamba_headdim", expand * d // heads)
     least_step(fields)
+    unlimited_steps(fields)
     return {
         "type": "mamba2",
         "expand": expand,

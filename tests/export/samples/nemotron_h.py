@@ -106,6 +106,7 @@ SPOILED = {
     ),
 }
 UNREAD = (
+    ("norm_eps", 0.5),
     ("sliding_window", 8),
     ("tie_word_embeddings", True),
     ("time_step_min", 0.01),

@@ -31,6 +31,8 @@ def theirs(draw: Random) -> dict:
 
 
 UNREAD = (
+    ("use_shared_mlp_adapter", False),
+    ("time_step_limit", [0.0, 0.1]),
     ("tie_word_embeddings", False),
     ("rms_norm_eps", 1e-6),
     ("add_bias_linear", True),

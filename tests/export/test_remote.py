@@ -48,6 +48,11 @@ def pair(request, pairs):
     return pairs(request.param)
 
 
+@pytest.fixture(params=["forms", "experts", pytest.param("mixers", marks=pytest.mark.deep)])
+def some(request, pairs):
+    return pairs(request.param)
+
+
 @pytest.fixture
 def forms(pairs):
     return pairs("forms")
@@ -91,15 +96,15 @@ def test_random_stacks(spec):
 
 
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.deep) for part in range(1, 5))])
-def test_a_tensor_out_of_order_shows(pair, part):
+def test_a_tensor_out_of_order_shows(some, part):
     ids = tokens(2, 24)
     with torch.no_grad():
-        wanted = pair.ours(ids).logits
-        assert worst(pair.theirs(ids, use_cache=False).logits, wanted) <= LIMIT
-        for name, tensor in sorted(pair.theirs.state_dict().items())[part::5]:
+        wanted = some.ours(ids).logits
+        assert worst(some.theirs(ids, use_cache=False).logits, wanted) <= LIMIT
+        for name, tensor in sorted(some.theirs.state_dict().items())[part::5]:
             before = tensor.clone()
             tensor.copy_(before.flatten().roll(1).view_as(before))
-            assert tensor.numel() == 1 or worst(pair.theirs(ids, use_cache=False).logits, wanted) > LIMIT, name
+            assert tensor.numel() == 1 or worst(some.theirs(ids, use_cache=False).logits, wanted) > LIMIT, name
             tensor.copy_(before)
 
 
@@ -117,6 +122,15 @@ def test_pads_may_stand_anywhere_and_calls_may_have_any_length(pair):
     assert worst(torch.cat(found, dim=1)[valid], wanted[valid]) <= LIMIT
 
 
+@pytest.mark.deep
+def test_it_compiles(some):
+    ids = tokens(2, 9)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = torch.compile(some.theirs, backend="eager", fullgraph=True)(ids, use_cache=False).logits
+        assert worst(found, some.ours(ids).logits) <= LIMIT
+
+
 def test_only_the_logits_that_are_asked_for(forms):
     ids = tokens(2, 9)
     with torch.no_grad():
@@ -125,13 +139,13 @@ def test_only_the_logits_that_are_asked_for(forms):
         assert torch.equal(forms.theirs(ids, logits_to_keep=torch.tensor([3, 0])).logits, all_of_them[:, [3, 0]])
 
 
-def test_embeddings_may_come_from_outside(pair):
+def test_embeddings_may_come_from_outside(some):
     ids, valid = tokens(2, 9), torch.ones(2, 9, dtype=torch.int64)
     valid[1, :4] = 0
     with torch.no_grad():
-        embedded = pair.theirs.get_input_embeddings()(ids)
-        found = pair.theirs(inputs_embeds=embedded, attention_mask=valid).logits
-        assert torch.equal(found, pair.theirs(ids, attention_mask=valid).logits)
+        embedded = some.theirs.get_input_embeddings()(ids)
+        found = some.theirs(inputs_embeds=embedded, attention_mask=valid).logits
+        assert torch.equal(found, some.theirs(ids, attention_mask=valid).logits)
 
 
 def test_hidden_states_go_into_each_block_and_out_of_the_last_norm(forms):
@@ -175,13 +189,13 @@ def test_loss_and_gradients_are_those_of_the_model(pair):
     pair.theirs.eval(), pair.ours.eval()
 
 
-def test_checkpointed_gradients_are_the_same(pair):
+def test_checkpointed_gradients_are_the_same(some):
     ids = tokens(2, 9)
-    plain = torch.autograd.grad(pair.theirs.train()(ids, labels=ids).loss, pair.theirs.embed.weight)[0]
-    pair.theirs.gradient_checkpointing = True
-    again = torch.autograd.grad(pair.theirs(ids, labels=ids).loss, pair.theirs.embed.weight)[0]
-    pair.theirs.gradient_checkpointing = False
-    pair.theirs.eval()
+    plain = torch.autograd.grad(some.theirs.train()(ids, labels=ids).loss, some.theirs.embed.weight)[0]
+    some.theirs.gradient_checkpointing = True
+    again = torch.autograd.grad(some.theirs(ids, labels=ids).loss, some.theirs.embed.weight)[0]
+    some.theirs.gradient_checkpointing = False
+    some.theirs.eval()
     assert torch.equal(plain, again)
 
 
@@ -204,13 +218,13 @@ def test_greedy_tokens_are_ours(pair):
     assert torch.equal(found[:, 8:], wanted[:, 8:])
 
 
-def test_beams_with_a_cache_are_those_without(pair):
+def test_beams_with_a_cache_are_those_without(some):
     ids, mask = tokens(2, 8), torch.ones(2, 8, dtype=torch.int64)
     mask[1, :5] = 0
     how = {"attention_mask": mask, "max_new_tokens": 8, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
-    with_cache = pair.theirs.generate(ids, **how)
-    assert torch.equal(with_cache, pair.theirs.generate(ids, use_cache=False, **how))
-    greedy = pair.theirs.generate(ids, **{**how, "num_beams": 1})
+    with_cache = some.theirs.generate(ids, **how)
+    assert torch.equal(with_cache, some.theirs.generate(ids, use_cache=False, **how))
+    greedy = some.theirs.generate(ids, **{**how, "num_beams": 1})
     assert not torch.equal(with_cache, greedy)  # else the beams were never reordered
 
 
@@ -240,6 +254,16 @@ def test_a_cache_grows_copies_selects_and_empties(pair):
         twin.batch_repeat_interleave(2)
         twin.batch_select_indices(torch.tensor([3]))
         assert worst(pair.theirs(ids[1:, 3:], past_key_values=twin).logits, wanted[1:, 3:]) <= LIMIT
+
+
+def test_a_cache_of_inference_mode_goes_on_outside(forms):
+    ids = tokens(2, 20)
+    with torch.inference_mode():
+        cache = forms.theirs(ids[:, :3]).past_key_values
+        forms.theirs(ids[:, 3:12], past_key_values=cache)
+    with torch.no_grad():
+        found = forms.theirs(ids[:, 12:], past_key_values=cache).logits
+        assert worst(found, forms.ours(ids).logits[:, 12:]) <= LIMIT
 
 
 def test_attention_forgets_exactly_and_helps_to_assist(attention):
@@ -272,27 +296,27 @@ def test_what_folds_its_past_does_not_forget(forms, attention):
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
-def test_saved_again_it_is_the_same(pair, tmp_path):
+def test_saved_again_it_is_the_same(some, tmp_path):
     ids = tokens(2, 9)
-    pair.theirs.save_pretrained(tmp_path)
+    some.theirs.save_pretrained(tmp_path)
     again = opened(tmp_path)
     with torch.no_grad():
-        assert torch.equal(again(ids).logits, pair.theirs(ids).logits)
-    tied = pair.ours.spec.tie_embeddings
+        assert torch.equal(again(ids).logits, some.theirs(ids).logits)
+    tied = some.ours.spec.tie_embeddings
     assert (again.lm_head.weight is again.embed.weight) == tied
-    assert (tmp_path / f"{MODELING}.py").read_text() == (pair.folder / f"{MODELING}.py").read_text()
+    assert (tmp_path / f"{MODELING}.py").read_text() == (some.folder / f"{MODELING}.py").read_text()
 
 
-def test_it_is_a_model_of_ours_too(pair):
+def test_it_is_a_model_of_ours_too(some):
     ids = tokens(2, 9)
     with torch.no_grad():
-        assert torch.equal(hl.load(pair.folder)(ids).logits, pair.ours(ids).logits)
+        assert torch.equal(hl.load(some.folder)(ids).logits, some.ours(ids).logits)
 
 
-def test_what_must_not_be_rounded_is_not(pair):
-    half = opened(pair.folder, dtype=torch.bfloat16)
-    precise = {name for name, tensor in pair.ours.bfloat16().named_parameters() if tensor.dtype == torch.float32}
-    pair.ours.float().load_state_dict(hl.load(pair.folder).state_dict())
+def test_what_must_not_be_rounded_is_not(some):
+    half = opened(some.folder, dtype=torch.bfloat16)
+    precise = {name for name, tensor in some.ours.bfloat16().named_parameters() if tensor.dtype == torch.float32}
+    some.ours.float().load_state_dict(hl.load(some.folder).state_dict())
     assert {name for name, tensor in half.named_parameters() if tensor.dtype == torch.float32} == precise
     with torch.no_grad():
         logits = half(tokens(2, 9)).logits
@@ -309,21 +333,21 @@ def test_a_vocabulary_may_grow(forms):
     assert logits.shape[-1] == WORDS + 3
 
 
-def test_the_file_needs_torch_and_transformers_alone(pair):
-    tree = ast.parse((pair.folder / f"{MODELING}.py").read_text())
+def test_the_file_needs_torch_and_transformers_alone(some):
+    tree = ast.parse((some.folder / f"{MODELING}.py").read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
     foreign = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
     assert foreign == {"torch", "transformers"}
 
 
-def test_the_file_is_clean_and_says_what_it_is_of(pair):
-    path = pair.folder / f"{MODELING}.py"
+def test_the_file_is_clean_and_says_what_it_is_of(some):
+    path = some.folder / f"{MODELING}.py"
     check = [sys.executable, "-m", "ruff", "check", "--isolated", "--ignore-noqa", "--select", "E9,F", str(path)]
     found = subprocess.run(check, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
     text = path.read_text()
-    assert text.startswith(f'"""A language model: {len(pair.ours.blocks)} layers')
+    assert text.startswith(f'"""A language model: {len(some.ours.blocks)} layers')
     assert hl.__version__ in text[:400]
     assert "jaxtyping" not in text
     assert "backend=" not in text
@@ -340,6 +364,15 @@ def test_the_config_says_where_the_code_is(forms):
 
 def test_the_same_model_gives_the_same_text(forms):
     assert modeling_text(plan(forms.ours.spec)) == (forms.folder / f"{MODELING}.py").read_text()
+
+
+def test_two_models_in_folders_of_one_name_are_told_apart(tmp_path):
+    """transformers takes the class that it registered for a config class first."""
+    models = {place: built({**SIZES, "pattern": place}) for place in ("A", "C")}
+    found = {place: exported(model, tmp_path / place / "model") for place, model in models.items()}
+    for place, model in models.items():
+        with torch.no_grad():
+            assert worst(found[place](tokens(2, 9)).logits, model(tokens(2, 9)).logits) <= LIMIT
 
 
 @pytest.mark.deep

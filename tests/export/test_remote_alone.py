@@ -55,7 +55,9 @@ def alone(folder, again):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["mixers", pytest.param("forms", marks=pytest.mark.deep)])
+@pytest.mark.parametrize(
+    "name", ["experts", *(pytest.param(name, marks=pytest.mark.deep) for name in ("mixers", "forms"))]
+)
 def test_torch_and_transformers_are_all_that_it_needs(name, tmp_path):
     model, ids, mask = built(STACKS[name]), tokens(3, 9), torch.ones(3, 9, dtype=torch.int64)
     mask[1, :4] = 0

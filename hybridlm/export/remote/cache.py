@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from hybridlm.context import outside_inference
 from hybridlm.errors import StateError, UnsupportedError
 from hybridlm.state import Layer, LayerState, ModelState, leaves
 
@@ -108,7 +109,8 @@ class HybridCache(Cache):
 def _with_room(state: ModelState, larger: ModelState) -> ModelState:
     """What `state` holds, in the memory of an empty one for more tokens; slots keep their places."""
     state.check()
-    layers = [_moved(old, new) for old, new in zip(state.layers, larger.layers, strict=True)]
+    with outside_inference():
+        layers = [_moved(old, new) for old, new in zip(state.layers, larger.layers, strict=True)]
     return ModelState(layers, state.cursor, larger.max_length)
 
 

@@ -1,6 +1,6 @@
 """The config of an exported model. `spec` is what hybridlm builds the same model from; `kinds` says it layer by layer.
 
-This file needs nothing of hybridlm: it is copied as it is.
+This file needs nothing of hybridlm.
 """
 
 from typing import ClassVar

@@ -4,7 +4,6 @@ Names are axes, brackets join them, 1 is an axis of length 1, and ... is whateve
 """
 
 from functools import lru_cache
-from math import prod
 
 import torch
 from torch import Tensor
@@ -17,14 +16,14 @@ def rearrange(x: Tensor, pattern: str, **lengths: int) -> Tensor:
     left, right = _read(pattern, x.ndim)
     known = dict(lengths)
     for axes, length in zip(left, x.shape, strict=True):
-        told = prod(known[axis] for axis in axes if axis in known)
+        told = _product([known[axis] for axis in axes if axis in known])
         known |= {axis: length // told for axis in axes if axis not in known}
     old, new = ([axis for axes in side for axis in axes] for side in (left, right))
     x = x.reshape([known[axis] for axis in old])
     kept = [axis for axis in new if axis in old]
     x = x.permute([old.index(axis) for axis in kept])
     x = x[tuple(slice(None) if axis in old else None for axis in new)].expand([known[axis] for axis in new])
-    return x.reshape([prod(known[axis] for axis in axes) for axes in right])
+    return x.reshape([_product([known[axis] for axis in axes]) for axes in right])
 
 
 def repeat(x: Tensor, pattern: str, **lengths: int) -> Tensor:
@@ -35,6 +34,14 @@ def repeat(x: Tensor, pattern: str, **lengths: int) -> Tensor:
 def einsum(x: Tensor, y: Tensor, pattern: str) -> Tensor:
     """torch.einsum with whole words for axes: "b s r, h n r -> b s h n"."""
     return torch.einsum(_letters(pattern), x, y)
+
+
+def _product(lengths: list[int]) -> int:
+    """Of all of them; math.prod is nothing that torch.compile can trace."""
+    product = 1
+    for length in lengths:
+        product *= length
+    return product
 
 
 @lru_cache(maxsize=1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -102,7 +103,8 @@ def write_remote(model: HybridLM, folder: str | Path) -> None:
     stack = plan(model.spec)
     if said := misfits(stack):
         raise ExportError(f"{NAME}: this model is no language model:\n  " + "\n  ".join(said))
-    texts = {f"{MODELING}.py": modeling_text(stack), f"{CONFIGURATION}.py": text_of(f"{HERE}.configuration")}
+    code = modeling_text(stack)
+    texts = {f"{MODELING}.py": code, f"{CONFIGURATION}.py": _configuration_text(code)}
     folder = Path(folder)
     save(model, folder)
     config = {**json.loads((folder / CONFIG).read_bytes()), **config_of(stack, model.embed.weight.dtype)}
@@ -167,6 +169,13 @@ def modeling_text(stack: Stack) -> str:
     except SpecError as error:
         raise ExportError(f"{NAME}: {error}") from error
     return f"{_heading(stack)}\n\n{body}"
+
+
+def _configuration_text(code: str) -> str:
+    """The config's file, another one for other code: transformers gives the folders of one process that have the same
+    name and the same config class the model class of the first."""
+    digest = hashlib.sha256(code.encode()).hexdigest()
+    return f"{text_of(f'{HERE}.configuration')}\n\n# Goes with the {MODELING}.py of sha256 {digest}\n"
 
 
 def _tables(tables: dict[str, dict[str, Part]]) -> str:

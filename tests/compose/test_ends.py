@@ -330,11 +330,13 @@ def test_ends_cost_what_they_are(head, pool):
 
 def test_describe_shows_the_ends(capsys):
     from hybridlm.cli.describe import _print_tables
+    from hybridlm.export.lower import exportable
 
-    said = describe(model_cost(make().spec), [64])
+    cost = model_cost(make().spec)
+    said = describe(cost, [64])
     assert (said["embed"], said["head"]["classes"], said["vocab_size"]) == (LINEAR, CLASSES, None)
     assert said["at"]["64"]["training_flops"]["matmul"] > said["embed_at"]["64"]["training_flops"]["matmul"] > 0
-    _print_tables(said)
+    _print_tables(said | {"export": exportable(cost.stack)})
     shown = capsys.readouterr().out
     assert "2 layers, d_model 32, 3 channels in, 5 classes out (pool mean)" in shown
     assert describe(model_cost(hl.ModelSpec(d_model=64, vocab_size=50, pattern="A")), [64])["head"] == "lm"

@@ -22,6 +22,7 @@ from hybridlm.export.uses import back_of, use_of
 CARD = "README.md"
 NOT_RUN = ("vLLM", "SGLang", "llama.cpp")
 PADDED = 16  # some servers cut a vocabulary into pieces of so many rows
+READER, READERS = "transformers", {"torch-export": "pytorch", "onnx": "onnxruntime"}
 LENGTH = 2000  # characters of a pattern that a page has room for
 
 
@@ -43,20 +44,21 @@ class Facts:
 def write_card(original: Original, facts: Facts, staged: Path) -> None:
     """Write README.md into a folder that has everything else."""
     sections = [
-        _front(facts),
+        _front(original, facts),
         f"# {Path(facts.folder).resolve().name}",
         _about(original, facts),
         _layers(original),
-        use_of(facts.target, facts.folder, original.text is not None),
+        use_of(facts.target, facts.folder, original),
         _verified(original, facts),
         back_of(facts.target, facts.folder),
     ]
     (staged / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def _front(facts: Facts) -> str:
+def _front(original: Original, facts: Facts) -> str:
     tags = "".join(f"\n- {tag}" for tag in ("hybridlm", facts.target.name))
-    return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:{tags}\n---"
+    task = "\npipeline_tag: text-generation" if original.stack.spec.is_language_model else ""
+    return f"---\nlibrary_name: {READERS.get(facts.target.name, READER)}{task}\ntags:{tags}\n---"
 
 
 # ------------------------------------------------------------------------------------------------------------ the model
@@ -67,11 +69,12 @@ def _about(original: Original, facts: Facts) -> str:
         ("layers", f"{len(stack.layers)}"),
         ("width", f"{spec.d_model:,}"),
         ("parameters", f"{model_cost(spec).parameters:,}"),
-        ("vocabulary", _vocabulary(spec.vocab_size)),
-        ("tokenizer", _tokenizer(original.text)),
+        *([("vocabulary", _vocabulary(spec.vocab_size))] if spec.vocab_size else []),
+        *([("tokenizer", _tokenizer(original.text))] if spec.reads_tokens else [("reads", f"{spec.embed}")]),
+        *([] if spec.head == "lm" else [("writes", f"{spec.head}")]),
         ("input and output matrix", "one, tied" if spec.tie_embeddings else "two"),
         ("norm", f"{spec.norm}, epsilon {spec.norm_eps:g}"),
-        ("weights", str(original.model.embed.weight.dtype).removeprefix("torch.")),
+        ("weights", _dtype(original)),
         ("trained on", context),
         (
             "longest input",
@@ -81,6 +84,10 @@ def _about(original: Original, facts: Facts) -> str:
     pattern = spec.pattern if len(spec.pattern) <= LENGTH else f"{spec.pattern[:LENGTH]}..."
     said = f"A language model, composed with hybridlm {facts.versions['hybridlm']} from this pattern of layers:"
     return f"{said}\n\n```text\n{pattern}\n```\n\n{_table(('', ''), rows)}"
+
+
+def _dtype(original: Original) -> str:
+    return str(next(original.model.parameters()).dtype).removeprefix("torch.")
 
 
 def _vocabulary(size: int) -> str:
@@ -123,12 +130,13 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def _verified(original: Original, facts: Facts) -> str:
     proof = facts.proof
     rows = [(WHAT[name], f"{error:.1e}", f"{proof.limit:.0e}") for name, error in proof.errors.items()]
-    dtype = str(original.model.embed.weight.dtype).removeprefix("torch.")
+    dtype = _dtype(original)
     rounded = "" if dtype == "float32" else f" of the {dtype} weights in this folder"
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     others = [name for name in NOT_RUN if any(server.startswith(name) for server in facts.target.served_by)]
+    reader = READERS.get(facts.target.name, READER)
     said = (
-        f"Before it was put in place, this folder was loaded with transformers, and its logits{rounded} were compared "
+        f"Before it was put in place, this folder was read back by {reader}, and its answers{rounded} were compared "
         f"with those of the model it was made of, in float32, over random rows of {proof.tokens} tokens ({versions}). "
         "The worst error of a logit, over the RMS of all:"
     )

@@ -92,8 +92,9 @@ export_model.__doc__ = export_model.__doc__.replace(
 def _write_beside(original: Original, target: Target, out: str, length: int, staged: Path, lowered: Lowered) -> None:
     """Tokenizer and card, where the form has none of its own, and the record of it all."""
     versions = _versions()
-    if target.text:
+    if target.text and original.stack.spec.is_language_model:
         write_tokenizer(staged, original.text, max_length=length)
+    if target.text:
         write_card(original, Facts(out, target, lowered.proof, versions, length), staged)
     write_record(staged, {"target": target.name, "proof": _proof(lowered.proof), "versions": versions})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybridlm.compose.plan import Stack
@@ -72,8 +72,8 @@ def chosen(stack: Stack, to: str) -> Target:
         fits = [name for name, said in fitting(stack).items() if not said]
         to = fits[0] if fits else REMOTE
     if to in FAMILIES:
-        choose(stack, to)
-    elif said := target(to).misfits(stack):
+        return replace(target(to), served_by=choose(stack, to).servers(stack))
+    if said := target(to).misfits(stack):
         others = [form.name for form in FORMS if not form.misfits(stack)]
         raise ExportError(
             f"{to}: this model cannot be said in it:\n  " + "\n  ".join(said) + f"\nIt fits: {', '.join(others)}."
@@ -126,6 +126,24 @@ def _remote_misfits(stack: Stack) -> list[str]:
     return misfits(stack)
 
 
+def _write_programs(order: Order) -> Lowered:
+    from hybridlm.export.program import write_torch_export
+
+    return write_torch_export(order.original.model, order.out, replaces=order.replaces, beside=order.beside)
+
+
+def _write_onnx(order: Order) -> Lowered:
+    from hybridlm.export.program import write_onnx
+
+    return write_onnx(order.original.model, order.out, replaces=order.replaces, beside=order.beside)
+
+
+def _program_misfits(stack: Stack) -> list[str]:
+    from hybridlm.export.program.describe import misfits
+
+    return misfits(stack.spec)
+
+
 FORMS = (
     Target(
         REMOTE,
@@ -136,4 +154,6 @@ FORMS = (
         code=True,
     ),
     Target("safetensors", "our own form, as for the Hub", ("hybridlm",), _write_own, lambda stack: [], text=False),
+    Target("torch-export", "two programs for PyTorch", ("torch",), _write_programs, _program_misfits),
+    Target("onnx", "two programs in ONNX", ("onnxruntime",), _write_onnx, _program_misfits),
 )

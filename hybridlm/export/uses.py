@@ -6,6 +6,7 @@ import json
 import shlex
 
 from hybridlm.export.family import FAMILIES
+from hybridlm.export.original import Original
 from hybridlm.export.targets import Target
 
 TEXT = """\
@@ -38,10 +39,53 @@ TRUSTED = (
 )
 
 
-def use_of(target: Target, folder: str, has_tokenizer: bool) -> str:
+PROGRAM = """\
+import json
+import torch
+
+about = json.load(open({folder} + "/torch-export.json"))
+prefill, step = (torch.export.load({folder} + f"/{{name}}.pt2").module() for name in ("prefill", "step"))
+sizes = {{"b": 1, "s": 64}}  # rows, and the most tokens that a row can hold
+shapes = [([sizes.get(n, n) for n in port["shape"]], getattr(torch, port["dtype"])) for port in about["state"]]
+state = [torch.zeros(shape, dtype=dtype) for shape, dtype in shapes]
+
+ids = torch.tensor([[1, 2, 3]])
+logits, *state = prefill(ids, torch.ones_like(ids, dtype=torch.bool), *state)
+for _ in range(20):
+    ids = logits[:, -1:].argmax(-1)
+    print(ids.item(), end=" ")
+    logits, *state = step(ids, *state)"""
+ONNX = """\
+import json
+import numpy as np
+import onnxruntime
+
+about = json.load(open({folder} + "/onnx.json"))
+prefill, step = (onnxruntime.InferenceSession({folder} + f"/{{name}}.onnx") for name in ("prefill", "step"))
+sizes = {{"b": 1, "s": 64}}  # rows, and the most tokens that a row can hold
+shapes = {{port["name"]: ([sizes.get(n, n) for n in port["shape"]], port["dtype"]) for port in about["state"]}}
+state = {{name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}}
+
+ids = np.array([[1, 2, 3]])
+logits, *after = prefill.run(None, {{"ids": ids, "valid": np.ones_like(ids, dtype=bool), **state}})
+for _ in range(20):
+    ids = logits[:, -1:].argmax(-1)
+    print(ids.item(), end=" ")
+    logits, *after = step.run(None, {{"ids": ids, **dict(zip(state, after))}})"""
+PROGRAMS = {"torch-export": PROGRAM, "onnx": ONNX}
+TWO = (
+    "`prefill` reads a row, `step` goes on by one; both take the state of all layers as tensors and give the next one. "
+    "The `.json` file names what goes in and comes out. Neither needs hybridlm."
+)
+
+
+def use_of(target: Target, folder: str, original: Original) -> str:
     """The section on how it is served."""
+    if target.name in PROGRAMS:
+        code = _block("python", PROGRAMS[target.name].format(folder=_quoted(folder)))
+        return "\n\n".join(["## Run it", TWO, *([code] if original.stack.spec.is_language_model else [])])
     trust = ", trust_remote_code=True" if target.code else ""
-    code = (TEXT if has_tokenizer else IDS).format(folder=_quoted(folder), trust=trust)
+    code = (IDS if original.text is None else TEXT).format(folder=_quoted(folder), trust=trust)
     found = ["## Serve it", *([TRUSTED] if trust else []), "With transformers:", _block("python", code)]
     for server in target.served_by:
         name = server.partition(" (")[0]
@@ -58,6 +102,8 @@ def back_of(target: Target, folder: str) -> str:
         command = _block("sh", f"hybridlm import {shlex.quote(folder)} OUT")
         given = "gives a folder that `hl.load` and `hybridlm generate` open: these weights, to the bit."
         return f"{heading}\n\n{command}\n\n{given}"
+    if target.name in PROGRAMS:
+        return f"{heading}\n\nPrograms are not read back: keep the model that they were made of."
     code = _block("python", OURS.format(folder=_quoted(folder)))
     return f"{heading}\n\nThe folder is one of hybridlm's own as well:\n\n{code}"
 

@@ -45,6 +45,9 @@ class GraniteHybrid(Family):
     name, model_type, architecture = "granite_hybrid", "granitemoehybrid", "GraniteMoeHybridForCausalLM"
     served_by = ("vLLM", "SGLang", "llama.cpp (without rotary positions)", "transformers")
 
+    def in_llama_cpp(self, stack: Stack) -> bool:
+        return not any(half.config.rope for half in of_type(mixer_halves(stack), "attention"))
+
     def misfits(self, stack: Stack) -> list[str]:
         if said := outer(stack) + plain(stack):
             return said

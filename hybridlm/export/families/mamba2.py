@@ -20,6 +20,9 @@ class Mamba2(Family):
     name, model_type, architecture = "mamba2", "mamba2", "Mamba2ForCausalLM"
     served_by = ("vLLM", "SGLang", "llama.cpp (expand 2)", "transformers")
 
+    def in_llama_cpp(self, stack: Stack) -> bool:
+        return all(half.config.expand == 2 for half in mixer_halves(stack))
+
     def misfits(self, stack: Stack) -> list[str]:
         if said := mixers_alone(stack, "mamba2"):
             return said

@@ -25,7 +25,7 @@ class Mistral(Family):
     """Jiang et al. 2023 (arXiv:2310.06825). Its window is ours: token i sees j where i - window < j <= i."""
 
     name, model_type, architecture = "mistral", "mistral", "MistralForCausalLM"
-    served_by = ("vLLM", "SGLang", "llama.cpp (its window is not verified)", "transformers")
+    served_by = ("vLLM", "SGLang", "transformers")  # llama.cpp opens it, and lets every token see all before it
 
     def misfits(self, stack: Stack) -> list[str]:
         if said := not_decoder(stack, "sliding_window"):

@@ -11,6 +11,7 @@ import torch
 from hybridlm import __version__
 from hybridlm.checks import whole
 from hybridlm.compose.model import HybridLM
+from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import ExportError
 from hybridlm.export.program.interface import Interface
 from hybridlm.export.proof import Proof, in_float32
@@ -29,13 +30,20 @@ def ready(model: HybridLM, piece: int) -> HybridLM:
     if not isinstance(model, HybridLM):
         raise ExportError(f"a {type(model).__name__} is no HybridLM; a program is of a model that hybridlm built")
     whole("piece", piece, low=2, high=1 << 20)
-    head = model.spec.output
-    if head.pool == "mean" or head.type == "recover":
-        what = "head: recover" if head.type == "recover" else "head.pool: mean"
-        raise ExportError(f"{what} asks for a whole row at once, and a step has one token; use another head")
+    if said := misfits(model.spec):
+        raise ExportError(said[0])
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ExportError("the model has no weights yet: it was built on the meta device; call to_empty, init_weights")
     return in_float32(model).requires_grad_(False)
+
+
+def misfits(spec: ModelSpec) -> list[str]:
+    """Why a model cannot be a program; empty: it can."""
+    head = spec.output
+    if head.pool != "mean" and head.type != "recover":
+        return []
+    what = "head: recover" if head.type == "recover" else "head.pool: mean"
+    return [f"{what} asks for a whole row at once, and a step has one token; use another head"]
 
 
 def write_description(path: Path, model: HybridLM, interface: Interface, suffix: str, proof: Proof) -> None:

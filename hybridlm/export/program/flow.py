@@ -17,6 +17,7 @@ from torch.func import functional_call
 from hybridlm.compose.model import HybridLM
 from hybridlm.context import Cursor
 from hybridlm.export.program.interface import sketch
+from hybridlm.export.program.real import Real
 from hybridlm.state import Layer, LayerState, ModelState, leaves, map_layers
 
 
@@ -34,6 +35,10 @@ class Advance(nn.Module):
         x, state = self.model.hidden(inputs, state, valid=valid)
         return x, state.position, *(t for leaf in leaves(state.layers) for t in leaf.tensors().values())
 
+    def weights(self) -> dict[str, Tensor]:
+        """All that `forward` reads besides its inputs, by name."""
+        return self.state_dict(keep_vars=True)
+
     def _filled(self, tensors: Iterator[Tensor]) -> list[Layer]:
         def fill(empty: LayerState) -> LayerState:
             state = type(empty)(**{name: next(tensors) for name in empty.tensors()})
@@ -44,11 +49,11 @@ class Advance(nn.Module):
 
 
 class Program(nn.Module):
-    """What the two have in common: the stack, and what is answered from its hidden vectors."""
+    """What the two have in common: `Advance`, or what it was rewritten as, and what is answered from its vectors."""
 
-    def __init__(self, model: HybridLM):
+    def __init__(self, advance: Advance | Real):
         super().__init__()
-        self.advance = Advance(model)
+        self.advance = advance
 
     def answer(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """x (b, t, d) -> logits or numbers, as the model's head has them."""
@@ -67,21 +72,21 @@ class Step(Program):
 class Prefill(Program):
     """Tokens (b, t), which of them are real (b, t), and a state -> their answers and the next state."""
 
-    def __init__(self, model: HybridLM, piece: int):
-        super().__init__(model)
+    def __init__(self, advance: Advance | Real, piece: int):
+        super().__init__(advance)
         self.piece = piece
 
     def forward(self, inputs: Tensor, valid: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         b, t = inputs.shape[:2]
-        weight = self.advance.model.embed.weight
-        x = weight.new_zeros(b, t + self.piece, self.advance.model.spec.d_model)
+        model = self.advance.model
+        x = model.embed.weight.new_zeros(b, t + self.piece, model.spec.d_model)
         filled = (F.pad(v, (0, 0) * (v.ndim - 2) + (0, self.piece)) for v in (inputs, valid))
         x, *state = self._in_pieces(x, *filled, *state)
         return self.answer(x[:, :t].contiguous(), valid), *state
 
     def _in_pieces(self, x: Tensor, inputs: Tensor, valid: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """The loop. What it reads and does not change is handed in beside what it changes, the weights too."""
-        weights = self.advance.state_dict(keep_vars=True)
+        weights = self.advance.weights()
         changed = torch.zeros((), dtype=torch.int64), x, *state
         kept = inputs, valid, torch.arange(self.piece), *weights.values()
 

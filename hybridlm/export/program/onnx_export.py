@@ -18,7 +18,7 @@ from hybridlm.export.lower import Lowered
 from hybridlm.export.program.agreement import Run, compare
 from hybridlm.export.program.describe import PIECE, PROGRAMS, ready, write_description
 from hybridlm.export.program.interface import Interface, Port, interface_of
-from hybridlm.export.program.trace import trace
+from hybridlm.export.program.trace import trace_real
 from hybridlm.files import as_path, changing
 
 SUFFIX, DESCRIPTION = ".onnx", "onnx.json"
@@ -47,7 +47,7 @@ def write_onnx(
     out = as_path(out, ExportError)
     ours = ready(model, piece)
     interface = interface_of(ours)
-    programs = trace(ours, interface, piece)
+    programs = trace_real(ours, interface, piece)
     with changing(out, replaces=replaces) as staged:
         for name, program in programs.items():
             _write(program, name, interface, staged / f"{name}{SUFFIX}")

@@ -13,9 +13,11 @@ import torch
 
 import hybridlm as hl
 from hybridlm.errors import ExportError, SpecError
+from hybridlm.export.lower import Lowered
 from hybridlm.export.program import write_torch_export
 from hybridlm.export.program.agreement import compare
 from hybridlm.export.program.interface import interface_of
+from hybridlm.export.program.trace import foreign
 from hybridlm.export.proof import Proof
 from hybridlm.registry import mixers
 from tests.export.program_subject import LIMIT, PIECE, Programs, beside, opened, ragged, stirred
@@ -119,7 +121,12 @@ def test_the_model_is_left_as_it_was(tmp_path):
     """Also where its weights are of half precision and it stands in training mode; the programs are in float32."""
     model = stirred("[short_conv]", dropout=0.5).bfloat16().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    write_torch_export(model, tmp_path, piece=4, beside=lambda staged, lowered: (staged / "more.txt").write_text("x"))
+    (tmp_path / "before.txt").write_text("x")
+
+    def more(staged: Path, lowered: Lowered) -> None:
+        (staged / "more.txt").write_text(lowered.target)
+
+    write_torch_export(model, tmp_path, piece=4, replaces=["before.txt"], beside=more)
     assert model.training
     assert all(parameter.requires_grad and parameter.dtype == torch.bfloat16 for parameter in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -176,11 +183,16 @@ def test_a_model_whose_answers_are_no_numbers_is_refused(hybrid, programs):
         compare(other, interface_of(other), programs)
 
 
-@pytest.mark.deep
-def test_an_op_that_torch_does_not_have_is_refused(tmp_path, monkeypatch):
+def test_an_op_that_torch_does_not_have_is_found(hybrid):
     """Even one of ours, which is there while the programs are written."""
-    monkeypatch.setattr("torch.compiler.is_exporting", lambda: False)
-    refused(stirred("[lstm]", mlp="none"), tmp_path / "out", "hybridlm.recurrent", piece=4)
+
+    class Foreign(torch.nn.Module):
+        def forward(self, x):
+            weights = [x[0].new_ones(4 * 2, 2)] * 2 + [x[0, 0].new_ones(4 * 2).flatten()[:8]] * 2
+            return torch.ops.hybridlm.recurrent("lstm", [x, *weights, x[:, 0], x[:, 0]], None, None)
+
+    program = torch.export.export(Foreign(), (torch.ones(1, 3, 2),), strict=False)
+    assert foreign(program) == ["hybridlm.recurrent.default"]
 
 
 # ----------------------------------------------------------------------------------------------------- the whole matrix

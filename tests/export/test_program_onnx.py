@@ -11,6 +11,7 @@ import torch
 
 from hybridlm.errors import UnsupportedError
 from hybridlm.export.program import write_onnx
+from hybridlm.registry import mixers
 from tests.export.program_subject import LIMIT, PIECE, Programs, beside, ragged, stirred
 
 
@@ -32,6 +33,7 @@ def _session(folder: Path, program: dict):
 
 
 def check(pattern: str, out: Path, **spec) -> None:
+    """Sizes and pads, and that a changed weight would be seen."""
     model = stirred(pattern, seed=2, **spec)
     lowered = write_onnx(model, out, piece=PIECE)
     assert lowered.target == "onnx"
@@ -41,8 +43,9 @@ def check(pattern: str, out: Path, **spec) -> None:
         assert beside(model, programs, torch.ones(rows, tokens, dtype=torch.bool)) <= LIMIT
     assert beside(model, programs, ragged(4, 21, left=True)) <= LIMIT
     assert beside(model, programs, ragged(3, 18, left=False)) <= LIMIT
+    weight = next(parameter for parameter in model.blocks[0].parameters() if parameter.ndim > 1)
     with torch.no_grad():
-        model.blocks[0].mixer.o_proj.weight.copy_(model.blocks[0].mixer.o_proj.weight.roll(1, 0))
+        weight.copy_(weight.roll(1, 0))
     assert beside(model, programs, torch.ones(2, 9, dtype=torch.bool)) > 10 * LIMIT
 
 
@@ -56,3 +59,24 @@ def test_a_missing_package_is_named_before_anything_is_traced(package, tmp_path,
     with pytest.raises(UnsupportedError, match=rf"{package}, which is not installed: pip install 'hybridlm\[onnx\]'"):
         write_onnx(stirred("[attention]", mlp="none"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "[mamba2][attention]",
+        "[mamba2][sliding_window][attention]",
+        "[mamba][attention]",
+        "[s4][attention]",
+        "[gated_deltanet][attention]",
+        *(f"[{name}]" for name in mixers.names()),
+    ],
+)
+def test_every_mixer_and_their_hybrids(pattern, tmp_path):
+    check(pattern, tmp_path, mlp="none")
+
+
+@pytest.mark.deep
+def test_experts(tmp_path):
+    check("[attention]", tmp_path, mlp={"type": "moe", "width": 16, "experts": 4, "top_k": 2})

@@ -38,14 +38,14 @@ class Real(nn.Module):
     def __init__(self, model: HybridLM, program: ExportedProgram):
         super().__init__()
         self.model = model
-        self.graph = settled(program.run_decompositions({}).module(check_guards=False))
+        self.traced = settled(program.run_decompositions({}).module(check_guards=False))
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        return _Rewriter(self.graph, garbage_collect_values=False).run(*inputs)
+        return _Rewriter(self.traced, garbage_collect_values=False).run(*inputs)
 
     def weights(self) -> dict[str, Tensor]:
         """As of `Advance`."""
-        return {f"graph.{name}": tensor for name, tensor in self.graph.state_dict(keep_vars=True).items()}
+        return {f"traced.{name}": tensor for name, tensor in self.traced.state_dict(keep_vars=True).items()}
 
 
 def needed(program: ExportedProgram) -> bool:

@@ -51,8 +51,8 @@ def _plainly() -> Iterator[None]:
 def _both(advances: dict[str, Advance | Real], interface: Interface, piece: int) -> dict[str, ExportedProgram]:
     modules = {"prefill": Prefill(advances["prefill"], piece), "step": Step(advances["step"])}
     programs = {name: _traced(module, interface.inputs(name), piece) for name, module in modules.items()}
-    if foreign := sorted({op for program in programs.values() for op in _foreign(program)}):
-        raise ExportError(f"a program runs where PyTorch is alone, and this model uses {', '.join(foreign)}")
+    if found := sorted({op for program in programs.values() for op in foreign(program)}):
+        raise ExportError(f"a program runs where PyTorch is alone, and this model uses {', '.join(found)}")
     return programs
 
 
@@ -74,7 +74,7 @@ def _traced(module: nn.Module, ports: tuple[Port | None, ...], piece: int) -> Ex
         raise ExportError(f"a layer cannot be traced for every batch and length: {said}") from error
 
 
-def _foreign(program: ExportedProgram) -> list[str]:
+def foreign(program: ExportedProgram) -> list[str]:
     """Ops that PyTorch alone does not have, those in loops too."""
     graphs = (module for module in program.graph_module.modules() if isinstance(module, fx.GraphModule))
     ops = {node.target for graph in graphs for node in graph.graph.nodes if isinstance(node.target, OpOverload)}

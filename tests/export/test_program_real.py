@@ -44,10 +44,8 @@ class Solved(torch.nn.Module):
 
 
 CASES = [(Complex(), torch.float64), (Filtered(12), torch.float64), (Solved(True), torch.float64)]
-MORE = [
-    (Complex(), torch.float32), (Filtered(9), torch.float32), (Filtered(16), torch.float32), (Filtered(9), torch.float64),
-    (Solved(True), torch.float32), (Solved(False), torch.float64),
-]  # fmt: skip
+MORE = [(Complex(), torch.float32), (Filtered(9), torch.float32), (Filtered(16), torch.float64)]
+MORE += [(Filtered(9), torch.float64), (Solved(True), torch.float32), (Solved(False), torch.float64)]
 
 
 @pytest.mark.parametrize(("module", "dtype"), [*CASES, *(pytest.param(*case, marks=pytest.mark.deep) for case in MORE)])

@@ -200,7 +200,7 @@ def _pattern(fields: Fields) -> str:
     said = {}
     for name in ("layers_block_type", "layer_types"):
         if kinds := fields.several(name, []):
-            said[name] = "".join(TYPES.get(kind, "?") for kind in kinds)
+            said[name] = "".join(TYPES.get(str(kind), "?") for kind in kinds)
     if text := fields.take("hybrid_override_pattern", None, str):
         said["hybrid_override_pattern"] = text
     if not said:

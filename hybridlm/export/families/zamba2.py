@@ -128,7 +128,7 @@ def _layers(fields: Fields) -> str:
     """The layers, a letter each: M, or H for one with a shared block before it."""
     said = fields.take("layers_block_type", None, list) or fields.take("layer_types", None, list)
     fields.must("layer_types", said)
-    kinds = USUAL if said is None else "".join(KINDS.get(kind, "?") for kind in said)
+    kinds = USUAL if said is None else "".join(KINDS.get(str(kind), "?") for kind in said)
     if "?" in kinds:
         fields.refuse(f"layers_block_type: {said[kinds.index('?')]!r}; known: {', '.join(KINDS)}")
     fields.must("hybrid_layer_ids", [i for i, kind in enumerate(kinds) if kind == "H"])

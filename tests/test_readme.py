@@ -68,6 +68,12 @@ def _generate(command: str) -> None:
         assert hl.load_state(saved[1]).position.tolist() == [read]
 
 
+def _convert(command: str) -> None:
+    """The run that was trained before it, for others; and what that wrote, back again."""
+    (run,) = Path("runs").glob("*/0")
+    _run(command, run=str(run))
+
+
 def _laws(command: str) -> None:
     from hybridlm.testing.__main__ import main
 
@@ -115,6 +121,7 @@ RUNNERS: dict[str, Callable[[str], None]] = {
     r"hybridlm (describe|mixers|doctor|schema|tokenize)\b.*": _run,
     r"hybridlm (fit|validate|test|predict)\b.*": _train,
     r"hybridlm generate\b.*": _generate,
+    r"hybridlm (export|import)\b.*": _convert,
     r"python -m hybridlm\.testing\b.*": _laws,
 }
 
@@ -125,7 +132,7 @@ def _runners(command: str) -> list[Callable[[str], None]]:
 
 def _in_order(page: str) -> list[str]:
     """Commands that go on from what the ones before them left."""
-    return [command for command in _commands(page) if set(_runners(command)) & {_train, _generate}]
+    return [command for command in _commands(page) if set(_runners(command)) & {_train, _generate, _convert}]
 
 
 ALONE = list(dict.fromkeys(command for page in PAGES for command in _commands(page) if command not in _in_order(page)))

@@ -6,9 +6,14 @@ from pathlib import Path
 import torch
 
 import hybridlm as hl
+from hybridlm.export.targets import targets
 from hybridlm.shards import ShardReader
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/export.md").read_text(encoding="utf-8")
+
+
+def test_every_target_has_its_place():
+    assert [name for name in targets() if f"`{name}`" not in PAGE] == []
 
 
 def test_code_about_files_runs_as_it_stands(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def randomised(model: torch.nn.Module, seed: int = 0) -> Any:
         parameter.copy_(random_values(name, parameter.shape, drawn))
     for name, buffer in model.named_buffers():
         if name.endswith(("router.bias", "e_score_correction_bias")):
-            buffer.copy_(torch.randn(buffer.shape, generator=drawn))
+            buffer.copy_(0.1 * torch.randn(buffer.shape, generator=drawn))  # scores count too: no expert starves
     return model.eval()
 
 

@@ -206,3 +206,17 @@ def test_what_is_silent_is_what_transformers_takes_it_for(theirs, tmp_path):
     lift(theirs, tmp_path / "ours")
     ids = torch.randint(97, (2, 9))
     assert torch.equal(hl.load(tmp_path / "ours").eval()(ids).logits, built(LLAMA)(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["granite_hybrid", "granite_swa"])
+def test_one_head_of_an_odd_width(tmp_path, name):
+    """Where the config says no width, it is d_model / heads; ours would be even."""
+    heads = {"A": {"mixer": {"type": "attention", "heads": 1, "head_dim": 33, "rope": False}}}
+    blocks = {**heads, "M": {"mixer": {"type": "mamba2", "d_state": 5, "head_dim": 3, "chunk": 7}}}
+    model = built(
+        {"pattern": "A" if name == "granite_swa" else "MA", "d_model": 33, "vocab_size": 97, "blocks": blocks}
+    )
+    lower(model, tmp_path / "theirs", name)
+    lift(tmp_path / "theirs", tmp_path / "ours")
+    ids = torch.randint(97, (2, 19))
+    assert torch.equal(hl.load(tmp_path / "ours").eval()(ids).logits, model(ids).logits)

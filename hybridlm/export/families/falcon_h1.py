@@ -14,7 +14,16 @@ from typing import Any
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.llama import decoder, not_rotary
-from hybridlm.export.families.parts import GATED, INITIAL, kv_heads, norm, rope, rope_theta, unlimited_steps
+from hybridlm.export.families.parts import (
+    GATED,
+    INITIAL,
+    kv_heads,
+    norm,
+    read_chunk,
+    rope,
+    rope_theta,
+    unlimited_steps,
+)
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import (
@@ -106,7 +115,7 @@ class FalconH1(Family):
             fields.must(name, False)
         fields.must("mamba_conv_bias", True)
         fields.must("mamba_use_mlp", True)
-        fields.neutral("mamba_chunk_size", "num_logits_to_keep", "mlp_expansion_factor", *INITIAL)
+        fields.neutral("num_logits_to_keep", "mlp_expansion_factor", *INITIAL)
         d = fields.whole("hidden_size", 4096)
         blocks = {"M": {"mixer": _read_mamba2(fields, d)}, "A": {"mixer": _read_attention(fields, d)}}
         spec = decoder(fields, f"<M|A>{fields.take('num_hidden_layers', 32, int)}", blocks, eps=1e-5)
@@ -150,7 +159,7 @@ def _mamba2(stack: Stack) -> dict[str, Any]:
         "mamba_d_state": config.d_state,
         "mamba_d_conv": config.d_conv,
         **({"mamba_expand": int(config.expand)} if config.expand == int(config.expand) else {}),
-        "mamba_chunk_size": 256,  # of their kernels
+        "mamba_chunk_size": config.chunk,
         "mamba_conv_bias": True,
         "mamba_proj_bias": False,
         "projectors_bias": False,
@@ -236,6 +245,7 @@ def _read_mamba2(fields: Fields, d: int) -> dict[str, Any]:
         "n_groups": fields.whole("mamba_n_groups", 1),
         "d_state": fields.whole("mamba_d_state", 256),
         "d_conv": fields.whole("mamba_d_conv", 4),
+        "chunk": read_chunk(fields, "mamba_chunk_size"),
         "gated_norm": normed,
     }
 

@@ -12,6 +12,7 @@ from hybridlm.export.families.parts import (
     head_scale,
     mamba2_weights,
     norm,
+    read_chunk,
     rope,
     rope_theta,
     unlimited_steps,
@@ -129,7 +130,7 @@ def _mamba2(stack: Stack) -> dict[str, Any]:
         "mamba_d_state": config.d_state,
         "mamba_d_conv": config.d_conv,
         "mamba_expand": int(config.expand),
-        "mamba_chunk_size": 256,  # of their kernels
+        "mamba_chunk_size": config.chunk,
         "mamba_conv_bias": True,
         "mamba_proj_bias": False,
     }
@@ -182,6 +183,7 @@ def _read_attention(fields: Fields, d: int | None, heads: int | None) -> dict[st
         "type": "attention",
         "heads": heads,
         "kv_heads": fields.take("num_key_value_heads", heads, int),
+        "head_dim": d // heads if d and heads else None,
         "rope": rotary,
         "rope_theta": theta,
     }
@@ -193,7 +195,6 @@ def read_mamba2(fields: Fields, d: int | None) -> dict[str, Any]:
     fields.must("mamba_conv_bias", True)
     fields.must("mamba_proj_bias", False)
     unlimited_steps(fields)
-    fields.neutral("mamba_chunk_size")
     width = fields.take("mamba_d_head", "auto", (int, str))
     return {
         "type": "mamba2",
@@ -202,6 +203,7 @@ def read_mamba2(fields: Fields, d: int | None) -> dict[str, Any]:
         "n_groups": fields.take("mamba_n_groups", 1, int),
         "d_state": fields.take("mamba_d_state", 256, int),
         "d_conv": fields.take("mamba_d_conv", 4, int),
+        "chunk": read_chunk(fields, "mamba_chunk_size"),
     }
 
 

@@ -78,6 +78,7 @@ class GraniteSWA(Family):
         heads = fields.take("num_attention_heads", kind=int)
         head_scale(fields, fields.take("hidden_size", kind=int), heads)
         shared = {"heads": heads, "kv_heads": fields.take("num_key_value_heads", heads, int)}
+        shared["head_dim"] = fields.take("hidden_size", 0, int) // (heads or 1) or None
         pattern, blocks = _layers(fields, shared)
         return decoder(fields, pattern, blocks, eps=1e-5, tied=True)
 

@@ -7,7 +7,11 @@ from typing import Any
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.mamba import mixer_layers, mixers_alone, plain_bias, said_of_mixers, stacked
-from hybridlm.export.families.parts import mamba2_weights, unlimited_steps
+from hybridlm.export.families.parts import (
+    mamba2_weights,
+    read_chunk,
+    unlimited_steps,
+)
 from hybridlm.export.family import Family
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import mixed, mixer_halves, needed
@@ -40,7 +44,7 @@ class Mamba2(Family):
             "num_heads": config.heads(stack.spec.d_model),
             "head_dim": config.head_dim,
             "n_groups": config.n_groups,
-            "chunk_size": 256,  # of their kernels
+            "chunk_size": config.chunk,
         }
 
     def weights(self, stack: Stack) -> list[Weight]:
@@ -50,13 +54,14 @@ class Mamba2(Family):
         plain_bias(fields)
         unlimited_steps(fields)
         fields.must("norm_before_gate", False)
-        fields.neutral("chunk_size", "time_step_rank")
+        fields.neutral("time_step_rank")
         mixer = {
             "type": "mamba2",
             "d_state": fields.take("state_size", 128, int),
             "expand": fields.take("expand", 2, int),
             "head_dim": fields.take("head_dim", 64, int),
             "n_groups": fields.take("n_groups", 8, int),
+            "chunk": read_chunk(fields, "chunk_size"),
         }
         heads, d = fields.take("num_heads", 128, int), fields.take("hidden_size", 4096, int)
         if heads * mixer["head_dim"] != mixer["expand"] * d:

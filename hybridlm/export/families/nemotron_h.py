@@ -7,7 +7,15 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import QKVO, kv_heads, least_step, mamba2_weights, norm, unlimited_steps
+from hybridlm.export.families.parts import (
+    QKVO,
+    kv_heads,
+    least_step,
+    mamba2_weights,
+    norm,
+    read_chunk,
+    unlimited_steps,
+)
 from hybridlm.export.family import Family
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import (
@@ -132,7 +140,7 @@ def _mamba2(found: list[Half], d: int) -> dict[str, Any]:
         "ssm_state_size": config.d_state,
         "conv_kernel": config.d_conv,
         **({"expand": int(config.expand)} if config.expand == int(config.expand) else {}),
-        "chunk_size": 256,  # of their kernels
+        "chunk_size": config.chunk,
         "mamba_hidden_act": "silu",
         "mamba_proj_bias": False,
         "use_conv_bias": True,
@@ -186,7 +194,7 @@ def _inside(weight: Weight) -> str:
 # -------------------------------------------------------------------------------------------------------------- reading
 _WITHOUT_EFFECT = (
     *("use_mamba_kernels", "time_step_max", "time_step_floor", "time_step_rank", "rescale_prenorm_residual"),
-    *("chunk_size", "expand", "mamba_ssm_cache_dtype", "residual_in_fp32", "rope_theta", "moe_shared_expert_overlap"),
+    *("expand", "mamba_ssm_cache_dtype", "residual_in_fp32", "rope_theta", "moe_shared_expert_overlap"),
     *("mtp_layers_block_type", "mtp_hybrid_override_pattern", "n_shared_experts"),
 )
 _EXPERTS = (
@@ -260,6 +268,7 @@ def _read_mamba2(fields: Fields, d: int) -> dict[str, Any]:
         "n_groups": fields.whole("n_groups", 8),
         "d_state": fields.whole("ssm_state_size", 128),
         "d_conv": fields.whole("conv_kernel", 4),
+        "chunk": read_chunk(fields, "chunk_size"),
     }
 
 

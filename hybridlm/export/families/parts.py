@@ -46,6 +46,11 @@ def head_scale(fields: Fields, d_model: int | None, heads: int | None) -> None:
         fields.refuse(f"attention_multiplier: {scale}; only head_dim ** -0.5 can be read")
 
 
+def read_chunk(fields: Fields, name: str) -> int:
+    """Tokens of a chunk of Mamba-2, which decide how logits are rounded, and of our reference the speed."""
+    return fields.whole(name, 64, low=2, high=4096)
+
+
 def unlimited_steps(fields: Fields, name: str = "time_step_limit") -> None:
     """The limit on steps, which has to be none: [0, inf], however infinity is written in JSON."""
     given = fields.take(name, [0.0, float("inf")])

@@ -10,9 +10,8 @@ def matrix(draw: Random, **fields) -> dict:
     expand, head_dim = draw.choice([1, 2, 3]), draw.choice([4, 8, 16])
     heads = expand * D // head_dim
     sizes = {"n_groups": draw.choice([n for n in (1, 2, 4) if heads % n == 0]), "d_state": draw.choice([3, 5, 8])}
-    return {
-        "type": "mamba2", "expand": expand, "head_dim": head_dim, **sizes, "d_conv": draw.choice([1, 2, 3, 4]), **fields
-    }  # fmt: skip
+    sizes |= {"d_conv": draw.choice([1, 2, 3, 4]), "chunk": draw.choice([2, 8, 64, 256])}
+    return {"type": "mamba2", "expand": expand, "head_dim": head_dim, **sizes, **fields}
 
 
 def fit(draw: Random) -> Drawn:

@@ -227,6 +227,12 @@ def test_another_package_is_refused_by_name(package):
         run("a.f")
 
 
+def test_what_changes_its_module_is_refused(package):
+    run = package(a="count = 0\n\n\ndef f(x):\n    global count\n    count += x\n    return count\n")
+    with pytest.raises(SpecError, match=r"bundled_\d+\.a, line 5: global count"):
+        run("a.f")
+
+
 def test_annotations_in_quotes_follow_their_names(package):
     run = package(
         a="class B:\n    pass\n",

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hybridlm.errors import SpecError
 from hybridlm.export.remote.scopes import Use, uses
 from hybridlm.export.remote.source import Alias, Definition, External, Library, Meaning, Source, Target
 from hybridlm.export.remote.trim import Cut, cuts
@@ -110,6 +111,11 @@ class Reach:
         for node in ast.walk(part):
             if (name := _looked_up(node)) and _inside(source.span(node)[1] - 1, kept):
                 self._mention(name)
+            if isinstance(node, ast.Global) and _inside(source.span(node)[0], kept):
+                raise SpecError(
+                    f"{source.module}, line {node.lineno}: global {', '.join(node.names)}; what is copied into an "
+                    "export may not change its module, keep it in an object"
+                )
 
     def _mention(self, attribute: str) -> None:
         """Members of that name are needed from now on."""

@@ -22,7 +22,7 @@ LLAMA = {
     "vocab_size": 97,
     "blocks": {"A": {"mixer": {"type": "attention", "heads": 4}}},
 }
-WINDOWS = {**LLAMA, "blocks": {"A": {"mixer": {"type": "attention", "heads": 4, "rope": False}}}}
+NOPE = {**LLAMA, "blocks": {"A": {"mixer": {"type": "attention", "heads": 4, "rope": False}}}}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 import hybridlm as hl
@@ -13,6 +14,9 @@ from hybridlm.export.remote.write import write_remote
 from hybridlm.registry import mixers
 from hybridlm.testing.patterns import alphabet
 from hybridlm.testing.subject import randomise
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 D, WORDS = 32, 97
 SIZES = {"d_model": D, "vocab_size": WORDS, "mlp": {"type": "swiglu", "width": 24}}
@@ -68,6 +72,14 @@ def exported(model: hl.HybridLM, folder: Path) -> Any:
 def opened(folder: Path, **how: Any) -> Any:
     """The model in a folder, in evaluation mode."""
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **how).eval()
+
+
+class Pair:
+    """A model and what transformers makes of its export."""
+
+    def __init__(self, spec: dict[str, Any], folder: Path):
+        self.folder, self.ours = folder, built(spec)
+        self.theirs = exported(self.ours, folder)
 
 
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -26,7 +26,7 @@ test: $(VENV)/.dev ## the default tests
 	$(PY) -m pytest -n $(JOBS) -q $(ARGS)
 
 test-deep: $(VENV)/.dev ## every test, the exhaustive ones too
-	HYPOTHESIS_PROFILE=deep $(PY) -m pytest -n $(JOBS) -q -m "not gpu" $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(PY) -m pytest -n $(JOBS) -q -m "not gpu and not llama_cpp" $(ARGS)
 
 test-gpu: $(VENV)/.dev ## the tests that need a GPU
 	$(PY) -m pytest -q -m gpu tests/gpu $(ARGS)

@@ -257,7 +257,7 @@ def test_describe_says_what_it_can_be_exported_as(run):
 def test_describe_names_the_family_that_wants_the_fewest_other_layers(run):
     """The fields of one that has these layers are nearer than the layers of another."""
     said = run("describe", "M{gated_norm: false}A")[1]
-    assert "exportable as: none of the families" in said
+    assert "exportable as: remote-code alone, as none of the families" in said
     assert "not as granite_hybrid: M{gated_norm: false}: mamba2.gated_norm: false" in said
 
 

@@ -116,7 +116,7 @@ def _exportable(export: dict) -> Iterable[str]:
     if not export["as"] and not export["misfits"]:
         yield "no language model, so that no family of others holds it"
         return
-    yield f"exportable as: {', '.join(export['as']) or 'none of the families that others serve'}"
+    yield f"exportable as: {', '.join(export['as']) or 'remote-code alone, as none of the families that others serve'}"
     if nearest := export["nearest"]:
         yield f"not as {nearest}: {'; '.join(export['misfits'][nearest])}"
 

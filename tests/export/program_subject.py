@@ -22,7 +22,8 @@ def stirred(pattern: str, seed: int = 0, **spec: Any) -> hl.HybridLM:
     """A model over small blocks of every mixer, with noise on every parameter: no bias is 0, no norm is 1."""
     blocks = {name: block for name, block in alphabet().items() if name in pattern} | spec.pop("blocks", {})
     blocks = {"blocks": blocks} if blocks else {}
-    spec = {"d_model": 32, "vocab_size": 97, "mlp": {"type": "swiglu", "width": 48}, **blocks, **spec}
+    spec = {"d_model": 32, "mlp": {"type": "swiglu", "width": 48}, **blocks, **spec}
+    spec |= {} if "embed" in spec else {"vocab_size": 97}
     model = hl.build(pattern=pattern, seed=seed, **spec).eval()
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -16,6 +16,8 @@ from hybridlm.errors import ExportError, SpecError
 from hybridlm.export.lower import Lowered
 from hybridlm.export.program import write_torch_export
 from hybridlm.export.program.agreement import compare
+from hybridlm.export.program.describe import ready
+from hybridlm.export.program.flow import Advance, Prefill, Step
 from hybridlm.export.program.interface import interface_of
 from hybridlm.export.program.trace import foreign
 from hybridlm.export.proof import Proof
@@ -173,6 +175,28 @@ def test_a_proof_that_fails_leaves_nothing_behind(hybrid, tmp_path, monkeypatch)
     monkeypatch.setattr(where + "_read", lambda path: None)
     monkeypatch.setattr(where + "compare", lambda *_: Proof({"prefill": 1e-7, "step": 2e-5}, 29, LIMIT))
     refused(hybrid, tmp_path / "out", r"step 2.0e-05 of the logits' RMS, and 1e-05 is\s+allowed")
+
+
+def test_a_model_that_rounds_more_is_allowed_more():
+    """Attention so sharp that float32 itself is far from float64; a permuted weight is further still."""
+    model = ready(stirred("[attention][attention]", mlp="none"), PIECE)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mixer.q_proj.weight *= 300
+
+    def proof(of: hl.HybridLM) -> Proof:
+        modules = {"prefill": Prefill(Advance(of), PIECE), "step": Step(Advance(of))}
+        runs = {name: lambda inputs, module=module: list(module(*inputs)) for name, module in modules.items()}
+        return compare(model, interface_of(model), runs)
+
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        rounded.embed.weight *= 1 + 1e-7 * torch.randn_like(rounded.embed.weight)
+    assert proof(rounded).limit > LIMIT
+    assert proof(rounded).holds
+    with torch.no_grad():
+        rounded.blocks[0].mixer.v_proj.weight.copy_(model.blocks[0].mixer.v_proj.weight.roll(1, 0))
+    assert not proof(rounded).holds
 
 
 def test_a_model_whose_answers_are_no_numbers_is_refused(hybrid, programs):

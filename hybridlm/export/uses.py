@@ -31,7 +31,8 @@ model = hl.load({folder})"""
 COMMANDS = {
     "vLLM": "vllm serve {folder}",
     "SGLang": "python -m sglang.launch_server --model-path {folder}",
-    "llama.cpp": "python convert_hf_to_gguf.py {folder} --outfile model.gguf\nllama-server -m model.gguf",
+    "llama.cpp": "python convert_hf_to_gguf.py {folder} --outfile model.gguf  # it has to know the tokenizer\n"
+    "llama-server -m model.gguf",
 }
 TRUSTED = (
     "The layers of the model are in `modeling_hybridlm.py`, which `trust_remote_code=True` lets transformers run: read "

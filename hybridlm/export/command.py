@@ -71,7 +71,7 @@ def export_model(
     place = Path(out)
     replaces = [glob.escape(name) for name in require_place(place, Path(run), overwrite)]
     original = read_original(run, dtype and getattr(torch, dtype), tokenizer)
-    target = chosen(original.stack, to)
+    target = chosen(original, to)
     length = max_length or max(MAX_LENGTH, original.context or 0)
     if to == "auto" and target.name not in FAMILIES:
         _say(f"no family is exact for this model:\n{passed_over(original.stack)}")

@@ -63,16 +63,19 @@ def targets() -> dict[str, Target]:
     return {name: _of_family(name) for name in FAMILIES} | {form.name: form for form in FORMS}
 
 
-def chosen(stack: Stack, to: str) -> Target:
-    """The target that `to` names; for auto the first family that fits, or else remote code.
+def chosen(original: Original, to: str) -> Target:
+    """The target that `to` names, served by what runs this model; for auto the first family that fits, or remote code.
 
     ExportError: the model cannot be said in it, with every reason.
     """
+    stack = original.stack
     if to == "auto":
         fits = [name for name, said in fitting(stack).items() if not said]
         to = fits[0] if fits else REMOTE
     if to in FAMILIES:
-        return replace(target(to), served_by=choose(stack, to).servers(stack))
+        merges = original.text is not None and original.text.path is not None  # llama.cpp opens nothing without
+        served = choose(stack, to).servers(stack)
+        return replace(target(to), served_by=tuple(name for name in served if merges or name != "llama.cpp"))
     if said := target(to).misfits(stack):
         others = [form.name for form in FORMS if not form.misfits(stack)]
         raise ExportError(

@@ -110,7 +110,8 @@ def _sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) 
     from onnxscript import opset18 as op
 
     size = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
-    return op.TopK(op.Cast(x, to=7), size, axis=dim, largest=int(descending), sorted=1)  # 7: int64
+    x = x if x.dtype.is_floating_point() else op.Cast(x, to=7)  # int64: TopK takes no smaller ones
+    return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 
 
 def _read(path: Path) -> Run:

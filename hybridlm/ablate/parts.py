@@ -161,3 +161,10 @@ class Claim:
     def higher_is_better(self) -> bool:
         """Of its metric."""
         return self.measure not in LOWER_IS_BETTER
+
+
+def plain(value: Any) -> Any:
+    """Mappings, lists and scalars, without what is None."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items() if inner is not None}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value

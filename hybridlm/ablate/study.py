@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hybridlm.ablate.arms import Arm, ArmCost
-from hybridlm.ablate.parts import Budget, Claim, Data, Match, StopAt, Train
+from hybridlm.ablate.parts import Budget, Claim, Data, Match, StopAt, Train, plain
 from hybridlm.compose import strict_yaml
 from hybridlm.compose.spec import ModelSpec
 
@@ -110,7 +110,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: the arm's model, trained with a seed and a learning rate. Equal keys are equal runs."""
+    """One run: the arm's model, trained with a seed and a learning rate. Equal keys are equal runs.
+
+    A setting that is null says nothing: one that hybridlm has since then leaves the keys of finished runs as they are.
+    """
 
     study: Study = field(repr=False, compare=False)
     arm: Arm = field(repr=False, compare=False)
@@ -119,6 +122,7 @@ class Trial:
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        about = self.study.setting | {"spec": self.arm.spec.to_dict(), "seed": self.seed, "lr": self.lr}
+        spec = plain(self.arm.spec.to_dict())
+        about = self.study.setting | {"spec": spec, "seed": self.seed, "lr": self.lr}
         text = json.dumps(about, sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "key", hashlib.blake2b(text.encode()).hexdigest()[:16])

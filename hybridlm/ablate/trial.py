@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, Timeout
 
+from hybridlm.ablate.parts import plain
 from hybridlm.ablate.results import FAILED, FORMAT, RESULT, Result, trial_folder
 from hybridlm.compose import strict_yaml
 from hybridlm.errors import CheckpointError
@@ -159,13 +160,6 @@ def write_trial(folder: Path, trial: Trial) -> None:
         "train": plain(asdict(study.train)),
     }
     atomic_write(place / "trial.yaml", strict_yaml.dump(about).encode())
-
-
-def plain(value: Any) -> Any:
-    """Mappings, lists and scalars, without what is None."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items() if inner is not None}
-    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hybridlm.ops.backend import forward_mode
+
 IGNORED = -100
 
 
@@ -19,7 +21,7 @@ def linear_cross_entropy(x: Tensor, head: Callable, targets: Tensor, chunk: int)
 
 def _recomputed(x: Tensor, head: Callable, targets: Tensor, several: bool) -> Tensor:
     """One chunk's sum; with several chunks its logits are not kept but computed again in the backward pass."""
-    if several and torch.is_grad_enabled():
+    if several and torch.is_grad_enabled() and not forward_mode():
         return checkpoint(_sum, x, head, targets, use_reentrant=False)
     return _sum(x, head, targets)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
-from hybridlm.ops.chunks import fold, pass_on
+from hybridlm.ops.chunks import bits, fold, pass_on
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, S: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def _meet(q: Tensor, k: Tensor, decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def whole(c: int) -> int:
     """The least power of two that is c or more: a chunk that can be cut down to single places."""
-    return 1 << (c - 1).bit_length()
+    return 1 << bits(c - 1)
 
 
 def channel_flops(t: int, h: int, p: int, g: int, n: int, chunk: int) -> tuple[int, int]:

@@ -87,12 +87,16 @@ def _offers_reference(offers: ast.Dict) -> bool:
 def _needless(source: Source, function: ast.FunctionDef, call: ast.Call, reference: ast.expr) -> Iterator[Cut]:
     """Statements that give a value to names which nothing reads any more."""
     gone: list[ast.stmt] = []
-    while True:
-        read = _read(function.body, [*gone, call]) + _read([reference], [])
-        more = [s for s in function.body if s not in gone and _stores_only(s, read)]
+
+    def read_beside(*others: ast.stmt) -> Counter[str]:
+        return _read(function.body, [*gone, call, *others]) + _read([reference], [])
+
+    while True:  # a statement that reads a name to change it needs it for nothing else
+        more = [s for s in function.body if s not in gone and _stores_only(s, read_beside(s))]
         if not more:
             break
         gone += more
+    read = read_beside()
     for statement in gone:
         yield _line(source, statement)
     for statement in function.body:

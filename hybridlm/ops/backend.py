@@ -121,6 +121,11 @@ def forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def exporting() -> bool:
+    """Whether torch.export traces a program, which is to run where our ops are not."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()  # PyTorch 2.11 says it of both
+
+
 def known(backend: str) -> str:
     """The name of a backend. SpecError: there is none such."""
     if backend not in BACKENDS:
@@ -210,7 +215,7 @@ def missing(module: str, attribute: str) -> str | None:
 def kernels(module: str) -> ModuleType | None:
     """A module of our Triton kernels; None where Triton cannot run (no GPU build of torch, or Triton is not there), and
     while a program is exported."""
-    return None if torch.compiler.is_exporting() or not _load(module) else _loaded[module]
+    return None if exporting() or not _load(module) else _loaded[module]
 
 
 _loaded: dict[str, ModuleType] = {}  # torch.compile can look into it, but neither import a module nor be handed one
@@ -247,7 +252,7 @@ def triton_missing() -> str | None:
 
 def triton_lacks(x: Tensor) -> str | None:
     """Why no Triton kernel can run on this tensor; None if one can."""
-    if torch.compiler.is_exporting():
+    if exporting():
         return "a program that is exported runs where our kernels are not"
     if (why := triton_missing()) is not None:
         return why

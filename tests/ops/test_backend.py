@@ -114,6 +114,18 @@ def test_probing_is_a_constant_to_the_compiler():
     assert torch.compile(choose, fullgraph=True, backend="eager")(torch.zeros(())) == 1
 
 
+def test_what_is_exported_is_told_from_what_is_compiled():
+    """An exported program runs without our ops and kernels; what is compiled here has them."""
+
+    class Asks(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if backend.exporting() else x
+
+    x = torch.zeros(1)
+    assert torch.compile(Asks(), fullgraph=True, backend="eager")(x) == Asks()(x) == 0
+    assert torch.export.export(Asks(), (x,), strict=False).module()(x) == 1
+
+
 def test_on_a_cpu_triton_has_to_be_asked_for():
     assert backend.triton_asked(torch.zeros(())) is not None
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hybridlm.ops.backend import exporting
 from hybridlm.ops.rnn.recurrence import Loop, Memory, Weights, recur
 
 _loops: dict[str, Loop] = {}  # by name, as an op's arguments are plain data
@@ -28,7 +29,7 @@ def run(
 
     A program that is exported is to run where this op is not: there the loop is written out, token by token.
     """
-    by_name = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    by_name = torch.compiler.is_compiling() and not exporting()
     if not by_name or (x.shape[1] == 1 and document is None):
         return recur(_loops[name], x, weights, state, count, lengths, document)
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -57,8 +57,8 @@ def lstm_loop(settings: Settings, x: Tensor, state: Memory, weights: Weights) ->
 
 
 def _lstm(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    y, h, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
-    return y, h[0], c[0]
+    y, *last = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+    return y, *(tensor.reshape(h.shape) for tensor in last)  # one axis too many in PyTorch 2.11, when traced
 
 
 def lstm_step(x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:

@@ -79,11 +79,8 @@ def save(model: HybridLM, folder: str | Path, *, max_shard_bytes: int = MAX_BYTE
     """
     if not isinstance(model, HybridLM):
         raise SpecError(f"a {type(model).__name__} is no HybridLM; save takes a model that hybridlm built")
+    require_weights(model)
     weights = model.state_dict()
-    if any(tensor.is_meta for tensor in weights.values()):
-        raise CheckpointError(
-            "the model has no weights yet: it was built on the meta device; call to_empty, init_weights"
-        )
     shards = plan_shards(entries_of(weights.items()), whole("max_shard_bytes", max_shard_bytes, high=1 << 62))
     with changing(as_path(folder), replaces=FORMS) as staged:
         for shard in shards:
@@ -92,6 +89,12 @@ def save(model: HybridLM, folder: str | Path, *, max_shard_bytes: int = MAX_BYTE
             (staged / INDEX).write_text(index_of(shards))
         (staged / CONFIG).write_text(config_text(model.spec))
         write_manifest(staged, [path.name for path in staged.iterdir()])
+
+
+def require_weights(model: HybridLM, error: type[ValueError] = CheckpointError) -> None:
+    """`error` for a model on the meta device."""
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise error("the model has no weights yet: it was built on the meta device; call to_empty, init_weights")
 
 
 def config_text(spec: ModelSpec) -> str:

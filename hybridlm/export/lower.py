@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hybridlm.compose.build import require_weights
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.plan import Stack, plan
 from hybridlm.errors import ExportError
@@ -49,6 +50,7 @@ def lower(
     ExportError: every misfit, and the nearest family that fits; or the proof failed. `out` is then as it was.
     """
     out = as_path(out, ExportError)
+    require_weights(model, ExportError)
     stack = plan(model.spec)
     target = choose(stack, to)
     require_transformers()

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from hybridlm import __version__
 from hybridlm.checks import whole
-from hybridlm.compose.build import CONFIG, Saved, build, check_weights, config_text, read_saved
+from hybridlm.compose.build import CONFIG, Saved, build, check_weights, config_text, read_saved, require_weights
 from hybridlm.compose.cost import model_cost
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.errors import CheckpointError, ExportError
+from hybridlm.errors import ExportError
 from hybridlm.export.tokenizer import TEXT_FILES, Text, text_of, write_tokenizer
 from hybridlm.files import as_path, changing, write_manifest
 from hybridlm.shards import FORMS, MAX_BYTES, Entry, entries_of, write_shards
@@ -83,10 +83,8 @@ def write_own(
 def origin_of(source: HybridLM | str | Path) -> Origin:
     """What is to be exported. CheckpointError: nothing there, damaged, or weights that do not fit the spec."""
     if isinstance(source, HybridLM):
-        tensors = source.state_dict()
-        if any(tensor.is_meta for tensor in tensors.values()):
-            raise CheckpointError("the model has no weights yet: it was built on the meta device")
-        return Origin(source.spec, entries_of(tensors.items()), model=source)
+        require_weights(source)
+        return Origin(source.spec, entries_of(source.state_dict().items()), model=source)
     saved = read_saved(as_path(source, ExportError))
     model = build(saved.spec, device="meta")
     check_weights(model, saved.weights.entries, str(saved.folder))

@@ -103,6 +103,12 @@ def test_a_refusal_touches_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_model_without_weights_is_refused(tmp_path):
+    with pytest.raises(ExportError, match=r"no weights yet.*; call to_empty, init_weights"):
+        lower(hl.build(**LLAMA, device="meta"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def failing_proof(monkeypatch):
     wrong = Proof({"prefill": 1e-7, "step": 3e-5, "padded": 1e-7}, 28)
     monkeypatch.setattr(lowering, "prove", lambda *args, **more: wrong)

@@ -10,6 +10,7 @@ import torch
 
 from hybridlm import __version__
 from hybridlm.checks import whole
+from hybridlm.compose.build import require_weights
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import ExportError
@@ -32,8 +33,7 @@ def ready(model: HybridLM, piece: int) -> HybridLM:
     whole("piece", piece, low=2, high=1 << 20)
     if said := misfits(model.spec):
         raise ExportError(said[0])
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise ExportError("the model has no weights yet: it was built on the meta device; call to_empty, init_weights")
+    require_weights(model, ExportError)
     return in_float32(model).requires_grad_(False)
 
 

@@ -32,6 +32,10 @@ class Lowered:
     proof: Proof | None
 
 
+Beside = Callable[[Path, Lowered], None]
+"""Writes further files into a folder, such as a tokenizer and a README, before all of it is put in place."""
+
+
 def lower(
     model: HybridLM,
     out: str | Path,
@@ -39,26 +43,45 @@ def lower(
     *,
     max_length: int = MAX_LENGTH,
     replaces: Iterable[str] = (),
-    beside: Callable[[Path, Lowered], None] | None = None,
+    beside: Beside | None = None,
 ) -> Lowered:
     """Write a model into the folder `out` as one of FAMILIES, or as the first of them that fits.
 
     max_length: tokens that readers may be asked to read, for their config. replaces: of files in `out` that go in the
-    same step, as of `changing`. beside: writes further files into the folder that it is given, such as a tokenizer and
-    a README, before all of it is put in place.
+    same step, as of `changing`. beside: what else goes into the folder.
 
     ExportError: every misfit, and the nearest family that fits; or the proof failed. `out` is then as it was.
     """
-    out = as_path(out, ExportError)
     require_weights(model, ExportError)
     stack = plan(model.spec)
     target = choose(stack, to)
     require_transformers()
-    with changing(out, replaces=(*FORMS, *replaces)) as staged:
+
+    def write(staged: Path) -> Proof:
         write_family(model, stack, target, staged, max_length)
-        proof = prove(model, staged)
-        proof.require(target.name)
-        lowered = Lowered(target.name, proof)
+        return prove(model, staged)
+
+    return put_in_place(out, target.name, write, replaces=(*FORMS, *replaces), beside=beside)
+
+
+def put_in_place(
+    out: str | Path,
+    target: str,
+    write: Callable[[Path], Proof],
+    *,
+    replaces: Iterable[str],
+    beside: Beside | None,
+    reader: str = "transformers",
+) -> Lowered:
+    """Write into a folder of its own, which becomes `out` if the proof holds; else `out` stays as it was.
+
+    write: writes into the folder that it is given, and proves what is in it. reader: what read it back for that.
+    replaces, beside: as of `lower`.
+    """
+    with changing(as_path(out, ExportError), replaces=replaces) as staged:
+        proof = write(staged)
+        proof.require(target, reader)
+        lowered = Lowered(target, proof)
         if beside is not None:
             beside(staged, lowered)
     return lowered

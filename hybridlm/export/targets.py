@@ -9,11 +9,10 @@ from pathlib import Path
 from hybridlm.compose.plan import Stack
 from hybridlm.errors import ExportError, did_you_mean
 from hybridlm.export.family import FAMILIES, family, fitting
-from hybridlm.export.lower import Lowered, choose, lower
+from hybridlm.export.lower import Beside, Lowered, choose, lower
 from hybridlm.export.original import Original
 
 REMOTE = "remote-code"
-Beside = Callable[[Path, Lowered], None]
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class Order:
     """What is to be written, and where.
 
     max_length: tokens that readers may be asked to read. replaces: names of files in `out` that go in the same step.
-    beside: writes further files before all of it is put in place.
     """
 
     original: Original

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 import hybridlm as hl
 from hybridlm.errors import ExportError, SpecError
 from hybridlm.export.lower import Lowered
-from hybridlm.export.program import write_torch_export
+from hybridlm.export.program import torch_export, write_torch_export
 from hybridlm.export.program.agreement import compare
 from hybridlm.export.program.describe import ready
 from hybridlm.export.program.flow import Advance, Prefill, Step
@@ -162,7 +163,7 @@ def test_what_is_no_model_is_refused(tmp_path):
 def test_a_program_that_is_not_the_model_leaves_nothing_behind(hybrid, folder, tmp_path, monkeypatch):
     """The programs of another one, say."""
     traced = {name: torch.export.load(folder / f"{name}.pt2") for name in ("prefill", "step")}
-    monkeypatch.setattr("hybridlm.export.program.torch_export.trace", lambda *_: traced)
+    monkeypatch.setattr(torch_export, "FORM", replace(torch_export.FORM, trace=lambda *_: traced))
     other = copy.deepcopy(hybrid)
     with torch.no_grad():
         other.embed.weight[5:] += 0.01
@@ -170,10 +171,9 @@ def test_a_program_that_is_not_the_model_leaves_nothing_behind(hybrid, folder, t
 
 
 def test_a_proof_that_fails_leaves_nothing_behind(hybrid, tmp_path, monkeypatch):
-    where = "hybridlm.export.program.torch_export."
-    monkeypatch.setattr(where + "trace", lambda *_: {})
-    monkeypatch.setattr(where + "_read", lambda path: None)
-    monkeypatch.setattr(where + "compare", lambda *_: Proof({"prefill": 1e-7, "step": 2e-5}, 29, LIMIT))
+    wrong = Proof({"prefill": 1e-7, "step": 2e-5}, 29, LIMIT)
+    monkeypatch.setattr(torch_export, "FORM", replace(torch_export.FORM, trace=lambda *_: {}))
+    monkeypatch.setattr("hybridlm.export.program.write.compare", lambda *_: wrong)
     refused(hybrid, tmp_path / "out", r"step 2.0e-05 of the logits' RMS, and 1e-05 is\s+allowed")
 
 

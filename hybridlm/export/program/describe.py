@@ -1,4 +1,4 @@
-"""What both forms have in common: what cannot be a program, and the file that says what goes in and comes out."""
+"""What can be a program, and the file that says what goes in and comes out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from hybridlm.export.proof import Proof, in_float32
 
 PIECE = 64
 """Tokens that prefill takes at a time."""
-PROGRAMS = ("prefill", "step")
 FORMAT = 1
 
 

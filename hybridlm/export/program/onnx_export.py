@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,13 @@ from torch.export import ExportedProgram
 
 from hybridlm.compose.model import HybridLM
 from hybridlm.errors import ExportError, UnsupportedError
-from hybridlm.export.lower import Lowered
-from hybridlm.export.program.agreement import Run, compare
-from hybridlm.export.program.describe import PIECE, PROGRAMS, ready, write_description
-from hybridlm.export.program.interface import Interface, Port, interface_of
+from hybridlm.export.lower import Beside, Lowered
+from hybridlm.export.program.agreement import Run
+from hybridlm.export.program.describe import PIECE
+from hybridlm.export.program.interface import Port
 from hybridlm.export.program.trace import trace_real
-from hybridlm.files import as_path, changing
+from hybridlm.export.program.write import Form, write_programs
 
-SUFFIX, DESCRIPTION = ".onnx", "onnx.json"
-TARGET = "onnx"
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -33,7 +31,7 @@ def write_onnx(
     *,
     piece: int = PIECE,
     replaces: Iterable[str] = (),
-    beside: Callable[[Path, Lowered], None] | None = None,
+    beside: Beside | None = None,
 ) -> Lowered:
     """Write prefill.onnx, step.onnx and onnx.json, which names what goes in and comes out, into the folder `out`.
 
@@ -44,20 +42,7 @@ def write_onnx(
     has no operator for what a layer does.
     """
     require_packages()
-    out = as_path(out, ExportError)
-    ours = ready(model, piece)
-    interface = interface_of(ours)
-    programs = trace_real(ours, interface, piece)
-    with changing(out, replaces=replaces) as staged:
-        for name, program in programs.items():
-            _write(program, name, interface, staged / f"{name}{SUFFIX}")
-        proof = compare(ours, interface, {name: _read(staged / f"{name}{SUFFIX}") for name in PROGRAMS})
-        proof.require(TARGET, "onnxruntime")
-        write_description(staged / DESCRIPTION, ours, interface, SUFFIX, proof)
-        lowered = Lowered(TARGET, proof)
-        if beside is not None:
-            beside(staged, lowered)
-    return lowered
+    return write_programs(model, out, FORM, piece=piece, replaces=replaces, beside=beside)
 
 
 def require_packages() -> None:
@@ -71,22 +56,22 @@ def require_packages() -> None:
             ) from error
 
 
-def _write(program: ExportedProgram, name: str, interface: Interface, path: Path) -> None:
+def _write(program: ExportedProgram, path: Path, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
     with _quiet():
         try:
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[port.name for port in interface.inputs(name)],
-                output_names=[port.name for port in interface.outputs(name)],
+                input_names=[port.name for port in inputs],
+                output_names=[port.name for port in outputs],
                 custom_translation_table={torch.ops.aten.sort.stable: _sort},
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"{name}: ONNX has no operator for what a layer does: {_cause(error)}") from error
-    _name_sizes(converted.model.graph.inputs, interface.inputs(name))
-    _name_sizes(converted.model.graph.outputs, interface.outputs(name))
+            raise ExportError(f"{path.stem}: ONNX has no operator for what a layer does: {_cause(error)}") from error
+    _name_sizes(converted.model.graph.inputs, inputs)
+    _name_sizes(converted.model.graph.outputs, outputs)
     converted.save(path)
 
 
@@ -140,3 +125,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+FORM = Form("onnx", ".onnx", "onnxruntime", trace_real, _write, _read)

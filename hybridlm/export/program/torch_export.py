@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch.export import ExportedProgram
 
 from hybridlm.compose.model import HybridLM
-from hybridlm.errors import ExportError
-from hybridlm.export.lower import Lowered
-from hybridlm.export.program.agreement import Run, compare
-from hybridlm.export.program.describe import PIECE, PROGRAMS, ready, write_description
-from hybridlm.export.program.interface import interface_of
+from hybridlm.export.lower import Beside, Lowered
+from hybridlm.export.program.agreement import Run
+from hybridlm.export.program.describe import PIECE
+from hybridlm.export.program.interface import Port
 from hybridlm.export.program.trace import trace
-from hybridlm.files import as_path, changing
-
-SUFFIX, DESCRIPTION = ".pt2", "torch-export.json"
-TARGET = "torch-export"
+from hybridlm.export.program.write import Form, write_programs
 
 
 def write_torch_export(
@@ -26,7 +23,7 @@ def write_torch_export(
     *,
     piece: int = PIECE,
     replaces: Iterable[str] = (),
-    beside: Callable[[Path, Lowered], None] | None = None,
+    beside: Beside | None = None,
 ) -> Lowered:
     """Write prefill.pt2, step.pt2 and torch-export.json, which names what goes in and comes out, into the folder `out`.
 
@@ -37,22 +34,16 @@ def write_torch_export(
 
     ExportError: a head or a layer of which there is no program, or they are not the model. `out` is then as it was.
     """
-    out = as_path(out, ExportError)
-    ours = ready(model, piece)
-    interface = interface_of(ours)
-    programs = trace(ours, interface, piece)
-    with changing(out, replaces=replaces) as staged:
-        for name, program in programs.items():
-            torch.export.save(program, staged / f"{name}{SUFFIX}")
-        proof = compare(ours, interface, {name: _read(staged / f"{name}{SUFFIX}") for name in PROGRAMS})
-        proof.require(TARGET, "torch")
-        write_description(staged / DESCRIPTION, ours, interface, SUFFIX, proof)
-        lowered = Lowered(TARGET, proof)
-        if beside is not None:
-            beside(staged, lowered)
-    return lowered
+    return write_programs(model, out, FORM, piece=piece, replaces=replaces, beside=beside)
+
+
+def _write(program: ExportedProgram, path: Path, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+    torch.export.save(program, path)
 
 
 def _read(path: Path) -> Run:
     program = torch.export.load(path).module()
     return lambda inputs: list(program(*inputs))
+
+
+FORM = Form("torch-export", ".pt2", "torch", trace, _write, _read)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from hybridlm.compose.model import HybridLM
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan, Stack, plan
 from hybridlm.errors import ExportError, SpecError
-from hybridlm.export.lower import Lowered
-from hybridlm.export.proof import prove, require_transformers
+from hybridlm.export.lower import Beside, Lowered, put_in_place
+from hybridlm.export.proof import Proof, prove, require_transformers
 from hybridlm.export.remote.bundle import bundle
 from hybridlm.export.remote.source import Library, Target, text_of
-from hybridlm.files import MANIFEST, STAGING, as_path, changing, write_manifest
+from hybridlm.files import MANIFEST, STAGING, write_manifest
 from hybridlm.shards import FORMS
 
 NAME = "remote-code"
@@ -67,24 +67,22 @@ def lower_remote(
     out: str | Path,
     *,
     replaces: Iterable[str] = (),
-    beside: Callable[[Path, Lowered], None] | None = None,
+    beside: Beside | None = None,
 ) -> Lowered:
     """As `lower`, as remote code: into the folder `out`, which stays as it was unless transformers finds the model.
 
     replaces: patterns of names; a file in `out` that matches one and is not written anew goes in the same step.
     """
     require_transformers()
-    with changing(as_path(out, ExportError), replaces=(*FORMS, *replaces)) as staged:
+
+    def write(staged: Path) -> Proof:
         write_remote(model, staged)
         try:
-            proof = prove(model, staged, trust_remote_code=True)
+            return prove(model, staged, trust_remote_code=True)
         finally:
             _forget(staged)
-        proof.require(NAME)
-        lowered = Lowered(NAME, proof)
-        if beside is not None:
-            beside(staged, lowered)
-    return lowered
+
+    return put_in_place(out, NAME, write, replaces=(*FORMS, *replaces), beside=beside)
 
 
 def _forget(staged: Path) -> None:

@@ -26,12 +26,12 @@ from hybridlm.errors import ExportError, UnsupportedError
 from hybridlm.export.card import Facts, write_card
 from hybridlm.export.family import FAMILIES
 from hybridlm.export.lift import lift
-from hybridlm.export.lower import MAX_LENGTH, Lowered
+from hybridlm.export.lower import MAX_LENGTH, Lowered, passed_over
 from hybridlm.export.original import Original, read_original
 from hybridlm.export.place import read_record, require_empty, require_place, write_record
 from hybridlm.export.proof import Proof, require_transformers
 from hybridlm.export.proof import prove as compare
-from hybridlm.export.targets import Order, Target, chosen, passed_over, targets
+from hybridlm.export.targets import Order, Target, chosen, targets
 from hybridlm.export.targets import target as named
 from hybridlm.export.tokenizer import write_tokenizer
 from hybridlm.text import TOKENIZER

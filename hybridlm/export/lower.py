@@ -50,7 +50,7 @@ def lower(
     max_length: tokens that readers may be asked to read, for their config. replaces: of files in `out` that go in the
     same step, as of `changing`. beside: what else goes into the folder.
 
-    ExportError: every misfit, and the nearest family that fits; or the proof failed. `out` is then as it was.
+    ExportError: what does not fit, and the nearest family; or the proof failed. `out` is then as it was.
     """
     require_weights(model, ExportError)
     stack = plan(model.spec)
@@ -94,11 +94,15 @@ def choose(stack: Stack, to: str) -> Family:
         if said := target.misfits(stack):
             raise ExportError(f"{to}: this model cannot be said in it:\n  " + "\n  ".join(said) + _instead(stack))
         return target
-    found = fitting(stack)
-    fits = [name for name, said in found.items() if not said]
-    if not fits:
-        raise ExportError("auto: no family is exact for this model:\n" + table(found) + _instead(stack))
-    return family(fits[0])
+    found = fits(stack)
+    if not found:
+        raise ExportError("auto: no family is exact for this model:\n" + passed_over(stack) + _instead(stack))
+    return family(found[0])
+
+
+def fits(stack: Stack) -> list[str]:
+    """The families that hold the model exactly; the first is served most widely."""
+    return [name for name, said in fitting(stack).items() if not said]
 
 
 def exportable(stack: Stack) -> dict[str, Any]:
@@ -116,17 +120,18 @@ def nearest(misfits: dict[str, list[str]]) -> str | None:
     return min(misfits, key=lambda name: (layers[name], len(misfits[name])), default=None)
 
 
-def table(found: dict[str, list[str]]) -> str:
-    """Why each family does not fit, a line each."""
-    return "\n".join(f"  {name:15}{'; '.join(said)}" for name, said in found.items() if said)
+def passed_over(stack: Stack) -> str:
+    """Why each family does not fit, in a line each: the first reason, and how many more."""
+    found = {name: said for name, said in fitting(stack).items() if said}
+    more = {name: f" (and {len(said) - 1} more)" if len(said) > 1 else "" for name, said in found.items()}
+    return "\n".join(f"  {name:15}{said[0]}{more[name]}" for name, said in found.items())
 
 
 def _instead(stack: Stack) -> str:
     """What to do instead."""
+    if exact := fits(stack):
+        return f"\nIt fits: {', '.join(exact)}."
     found = fitting(stack)
-    fits = [name for name, said in found.items() if not said]
-    if fits:
-        return f"\nIt fits: {', '.join(fits)}."
     name = nearest(found)
     return (
         f"\nNearest is {name}: {'; '.join(found[name])}.\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hybridlm.compose.plan import Stack
 from hybridlm.errors import ExportError, did_you_mean
-from hybridlm.export.family import FAMILIES, family, fitting
-from hybridlm.export.lower import Beside, Lowered, choose, lower
+from hybridlm.export.family import FAMILIES, family
+from hybridlm.export.lower import Beside, Lowered, choose, fits, lower
 from hybridlm.export.original import Original
 
 REMOTE = "remote-code"
@@ -68,8 +68,7 @@ def chosen(original: Original, to: str) -> Target:
     """
     stack = original.stack
     if to == "auto":
-        fits = [name for name, said in fitting(stack).items() if not said]
-        to = fits[0] if fits else REMOTE
+        to = next(iter(fits(stack)), REMOTE)
     if to in FAMILIES:
         merges = original.text is not None and original.text.path is not None  # llama.cpp opens nothing without
         served = choose(stack, to).servers(stack)
@@ -80,13 +79,6 @@ def chosen(original: Original, to: str) -> Target:
             f"{to}: this model cannot be said in it:\n  " + "\n  ".join(said) + f"\nIt fits: {', '.join(others)}."
         )
     return target(to)
-
-
-def passed_over(stack: Stack) -> str:
-    """Why each family does not fit, in a line each: the first reason, and how many more."""
-    found = {name: said for name, said in fitting(stack).items() if said}
-    more = {name: f" (and {len(said) - 1} more)" if len(said) > 1 else "" for name, said in found.items()}
-    return "\n".join(f"  {name:15}{said[0]}{more[name]}" for name, said in found.items())
 
 
 def _of_family(name: str) -> Target:

@@ -1,7 +1,7 @@
 """Lowering and lifting: what was composed here in the formats that others serve, and their checkpoints as specs.
 
     command.py          `hybridlm export` and `hybridlm import`; original.py: what is read, place.py: where it goes
-    targets.py          what --to takes; card.py, uses.py: the README of an export; tokenizer.py: text to ids for others
+    targets.py          what --to takes; card.py, uses.py, words.py: the README; tokenizer.py: text to ids for others
     lower.py, lift.py   to and from a folder, with proof
     families/           one file a family of models: what fits, its config, its weights; used in both directions
     family.py, halves.py, weights.py, fields.py   what a family is written in

@@ -16,14 +16,12 @@ from hybridlm.export.halves import WITHOUT_EFFECT
 from hybridlm.export.original import Original
 from hybridlm.export.proof import Proof
 from hybridlm.export.targets import Target
-from hybridlm.export.tokenizer import Text
 from hybridlm.export.uses import back_of, use_of
+from hybridlm.export.words import CARD, shown_pattern, shown_tokenizer
 
-CARD = "README.md"
 NOT_RUN = ("vLLM", "SGLang", "llama.cpp")
 PADDED = 16  # some servers cut a vocabulary into pieces of so many rows
 READER, READERS = "transformers", {"torch-export": "pytorch", "onnx": "onnxruntime"}
-LENGTH = 2000  # characters of a pattern that a page has room for
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def _about(original: Original, facts: Facts) -> str:
         ("width", f"{spec.d_model:,}"),
         ("parameters", f"{model_cost(spec).parameters:,}"),
         *([("vocabulary", _vocabulary(spec.vocab_size))] if spec.vocab_size else []),
-        *([("tokenizer", _tokenizer(original.text))] if spec.reads_tokens else [("reads", f"{spec.embed}")]),
+        *([("tokenizer", shown_tokenizer(original.text))] if spec.reads_tokens else [("reads", f"{spec.embed}")]),
         *([] if spec.head == "lm" else [("writes", f"{spec.head}")]),
         ("input and output matrix", "one, tied" if spec.tie_embeddings else "two"),
         ("norm", f"{spec.norm}, epsilon {spec.norm_eps:g}"),
@@ -81,9 +79,8 @@ def _about(original: Original, facts: Facts) -> str:
             f"{facts.max_length:,} tokens, says config.json" if facts.target.name in FAMILIES else "any",
         ),
     ]
-    pattern = spec.pattern if len(spec.pattern) <= LENGTH else f"{spec.pattern[:LENGTH]}..."
     said = f"A language model, composed with hybridlm {facts.versions['hybridlm']} from this pattern of layers:"
-    return f"{said}\n\n```text\n{pattern}\n```\n\n{_table(('', ''), rows)}"
+    return f"{said}\n\n```text\n{shown_pattern(spec)}\n```\n\n{_table(('', ''), rows)}"
 
 
 def _dtype(original: Original) -> str:
@@ -94,12 +91,6 @@ def _vocabulary(size: int) -> str:
     left = size % PADDED
     note = f"; not a multiple of {PADDED}, to which some servers pad it ({size - left + PADDED:,})"
     return f"{size:,} token ids" + (note if left else "")
-
-
-def _tokenizer(text: Text | None) -> str:
-    if text is None:
-        return "none came with it: ids in, ids out"
-    return "bytes of UTF-8, a token each" if text.path is None else "tokenizer.json, as it was trained with"
 
 
 def _layers(original: Original) -> str:

@@ -18,11 +18,10 @@ from hybridlm.compose.model import HybridLM
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import ExportError
 from hybridlm.export.tokenizer import TEXT_FILES, Text, text_of, write_tokenizer
+from hybridlm.export.words import CARD, shown_pattern, shown_tokenizer
 from hybridlm.files import as_path, changing, write_manifest
 from hybridlm.shards import FORMS, MAX_BYTES, Entry, entries_of, write_shards
 from hybridlm.text import TOKENIZER
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -115,25 +114,17 @@ def card(origin: Origin, text: Text | None) -> str:
         "parameters": f"{model_cost(spec).parameters:,} ({', '.join(name for name, _ in dtypes.most_common())})",
         "width": f"{spec.d_model:,}",
         "vocabulary": "none" if spec.vocab_size is None else f"{spec.vocab_size:,}",
-        "text": _said_of(text),
+        **({"tokenizer": shown_tokenizer(text)} if spec.reads_tokens else {}),
     }
     return CARD_TEXT.format(
         task="pipeline_tag: text-generation\n" if spec.is_language_model else "",
         version=__version__,
-        pattern=spec.pattern if len(spec.pattern) <= LENGTH else f"{spec.pattern[:LENGTH]}...",
+        pattern=shown_pattern(spec),
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         use="" if text is None else GENERATE,
     )
 
 
-def _said_of(text: Text | None) -> str:
-    if text is None:
-        return "none: no tokenizer belongs to it"
-    return "bytes of UTF-8, a token each" if text.path is None else "by tokenizer.json"
-
-
-LENGTH = 2000
-"""Characters of a pattern that a page has room for."""
 GENERATE = """
 ```sh
 hybridlm generate FOLDER --prompt "Once upon a time"

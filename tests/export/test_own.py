@@ -76,6 +76,7 @@ def test_the_folder_is_what_the_hub_expects(tmp_path):
     assert front == {"library_name": "hybridlm", "pipeline_tag": "text-generation", "tags": ["hybridlm"]}
     assert f"\n{make().spec.pattern}\n" in card
     assert f"{sum(parameter.numel() for parameter in make().parameters()):,} (float32)" in card
+    assert "| tokenizer | bytes of UTF-8, a token each |" in card
 
 
 def test_the_card_and_the_settings_are_for_people_to_edit(tmp_path):
@@ -111,6 +112,7 @@ def test_a_model_of_signals_has_neither_tokenizer_nor_words_about_text(tmp_path)
     assert same(hl.load(tmp_path), model)
     assert "text-generation" not in (tmp_path / CARD).read_text()
     assert "hybridlm generate" not in (tmp_path / CARD).read_text()
+    assert "tokenizer |" not in (tmp_path / CARD).read_text()
 
 
 def test_an_export_of_an_export_is_the_same_to_the_byte(tmp_path):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 
 from hybridlm import __version__
@@ -22,7 +18,7 @@ from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, SpecError
 from hybridlm.files import MANIFEST, as_path, changing, verify_manifest, write_manifest
-from hybridlm.shards import FORMS, INDEX, MAX_BYTES, WEIGHTS, Entry, ShardReader, entries_of, index_of, plan_shards
+from hybridlm.shards import FORMS, INDEX, MAX_BYTES, WEIGHTS, Entry, ShardReader, entries_of, write_shards
 
 CONFIG = "config.json"
 FORMAT = 1
@@ -80,15 +76,12 @@ def save(model: HybridLM, folder: str | Path, *, max_shard_bytes: int = MAX_BYTE
     if not isinstance(model, HybridLM):
         raise SpecError(f"a {type(model).__name__} is no HybridLM; save takes a model that hybridlm built")
     require_weights(model)
-    weights = model.state_dict()
-    shards = plan_shards(entries_of(weights.items()), whole("max_shard_bytes", max_shard_bytes, high=1 << 62))
+    whole("max_shard_bytes", max_shard_bytes, high=1 << 62)
+    weights = model.state_dict().items()
     with changing(as_path(folder), replaces=FORMS) as staged:
-        for shard in shards:
-            _save_weights({entry.name: weights[entry.name] for entry in shard.entries}, staged / shard.file)
-        if len(shards) > 1:
-            (staged / INDEX).write_text(index_of(shards))
+        files = write_shards(staged, entries_of(weights), weights, max_bytes=max_shard_bytes)
         (staged / CONFIG).write_text(config_text(model.spec))
-        write_manifest(staged, [path.name for path in staged.iterdir()])
+        write_manifest(staged, [*files, CONFIG])
 
 
 def require_weights(model: HybridLM, error: type[ValueError] = CheckpointError) -> None:
@@ -101,16 +94,6 @@ def config_text(spec: ModelSpec) -> str:
     """What config.json says of a model in our own format."""
     about = {"model_type": "hybridlm", "format": FORMAT, "version": __version__, "spec": spec.to_dict()}
     return json.dumps(about, indent=2)
-
-
-def _save_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    """One file; from a GPU, as much as it holds is in memory at once."""
-    here = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    try:
-        safetensors.torch.save_file(here, path, {"format": "pt"})
-    except safetensors.SafetensorError as error:  # its own name for what the system says
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:

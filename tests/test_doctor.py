@@ -59,7 +59,7 @@ def test_of_a_model_too_nothing_is_to_be_gained_on_a_cpu(run):
 def test_with_a_gpu_the_command_that_installs_what_is_missing(hopper, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/opt/my python/bin/python")
     lines = {row["package"]: row["install"] for row in examine()["optional"]}
-    assert lines["triton"] == "'/opt/my python/bin/python' -m pip install 'triton>=3.3'"
+    assert lines["triton"] == "'/opt/my python/bin/python' -m pip install torch==2.11.0 'triton>=3.3'"
     assert lines["mamba-ssm"] == (
         "MAMBA_KEEP_CUDA_BUILD=TRUE '/opt/my python/bin/python' -m pip install "
         "--no-build-isolation torch==2.11.0 'mamba-ssm>=2.2.4'"

@@ -46,14 +46,14 @@ KNOWN = (
         "triton 3.4 to 3.7.0 on Hopper",
         lambda m: m.hopper and m.between("triton", "3.4", "3.7.0"),
         "tl.dot(tl.trans(x), ...) of what another dot gave is compiled wrongly. hybridlm's kernels never do that; "
-        "those of other packages may. Triton 3.7.1 is right.",
+        "those of other packages may. Triton 3.7.1, which PyTorch 2.13 brings, is right.",
         "https://github.com/fla-org/flash-linear-attention/issues/640",
     ),
     Known(
         "cuDNN attention with a mask on Hopper",
         lambda m: m.hopper and m.cudnn is not None and m.cudnn < 92600,
         "before cuDNN 9.26 the backward pass of its attention gives NaN where a mask is passed, the length is 64 more "
-        "than a multiple of 128, and the scores of a row are very negative.",
+        "than a multiple of 128, and the scores of a row are very negative. hybridlm passes it none; others may.",
         "https://github.com/pytorch/pytorch/issues/196678",
     ),
     Known(

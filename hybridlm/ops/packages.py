@@ -84,13 +84,15 @@ PACKAGES = (
 
 
 def install(packages: Iterable[Package]) -> str:
-    """The command that installs them here: with this Python, and without touching the torch that they are built for."""
+    """The command that installs them here: with this Python, and for the torch that is there, which stays as it is.
+
+    That torch is named even to those that are not compiled against it: it takes one version of Triton alone.
+    """
     packages = list(packages)
-    builds = any(package.builds for package in packages)
     settings = [package.setting for package in packages if package.setting]
-    pinned = [f"torch=={(found_version('torch') or '').partition('+')[0]}"] if builds else []
-    wanted = [shlex.quote(text) for text in pinned + [package.name + package.wanted for package in packages]]
-    options = ["--no-build-isolation"] if builds else []
+    torch = f"torch=={(found_version('torch') or '').partition('+')[0]}"
+    wanted = [shlex.quote(text) for text in [torch] + [package.name + package.wanted for package in packages]]
+    options = ["--no-build-isolation"] if any(package.builds for package in packages) else []
     return " ".join([*settings, shlex.quote(sys.executable or "python"), "-m pip install", *options, *wanted])
 
 

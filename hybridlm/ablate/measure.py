@@ -19,6 +19,9 @@ from hybridlm.train.samples import Batch, StepData, inputs_of
 CHUNK = 16_384  # tokens of a row that are read at a time
 EVAL_TOKENS = {"cpu": 16_384, "cuda": 131_072}  # of a batch of an evaluation, unless one sample has more
 
+Sums = dict[str, float]
+"""Of loss, right answers, what was asked, solved samples and samples, over batches."""
+
 
 class HeldOut:
     """The first `count` held-out samples of a data module, in batches as it makes them, drawn once.
@@ -36,16 +39,26 @@ class HeldOut:
             count -= len(batch["targets"])
 
 
-@torch.no_grad()
 def measure(model: HybridLM, held_out: HeldOut) -> Metrics:
     """loss, accuracy over targets and solved, the share of samples without a wrong answer; of text loss and bits per
     byte; of numbers the mean squared error as loss. The model answers as in evaluation, without dropout."""
-    model.eval()
-    sums: dict[str, float] = {}
+    sums: Sums = {}
     for batch in held_out.batches:
-        found = _numbers(model, batch) if batch["targets"].is_floating_point() else _answers(model, batch)
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+        add(sums, model, batch)
+    return metrics(sums, held_out)
+
+
+@torch.no_grad()
+def add(sums: Sums, model: HybridLM, batch: Batch) -> None:
+    """Add what a model gets right in a batch, and what was asked."""
+    model.eval()
+    found = _numbers(model, batch) if batch["targets"].is_floating_point() else _answers(model, batch)
+    for name, value in found.items():
+        sums[name] = sums.get(name, 0.0) + float(value)
+
+
+def metrics(sums: Sums, held_out: HeldOut) -> Metrics:
+    """What `measure` gives, from the sums over all batches."""
     loss = sums["loss"] / max(1.0, sums["asked"])
     if held_out.bytes_per_token is not None:
         return {"loss": loss, "bits_per_byte": bits_per_byte(loss, held_out.bytes_per_token)}

@@ -10,8 +10,8 @@ The constants rest on what 30 packs took on H200s that they shared with one anot
 studies (docs/studies) and 10 whose steps were timed apart. Small models take 0.5 to 1.4 ms a member and layer,
 whatever the mixer; the studies of 20 members and two layers 22 to 43 ms a step, those of 12 members and twelve layers
 138 to 178, compiled. Twelve members of 11.7M parameters got through 4.4e13 (attention) to 9.4e13 (Mamba-2) bf16 FLOPs
-a second, and in float32, without TF32, through 2.4e13 as they were read. What is predicted is 1.3 to 1.7 times what
-these studies took.
+a second, and in float32, without TF32, through 2.4e13 as they were read; knock-outs, which are read in TF32, through
+5e13. What is predicted is 1.3 to 1.7 times what these studies took.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TIMED = 3
 """Steps that are timed after the first, of which the fastest counts."""
 ENOUGH = 1.0
 """Seconds after which no more are timed."""
-GPU_RATE = {"float32": 2.0e13, "bf16": 5.0e13}
+GPU_RATE = {"float32": 2.0e13, "tf32": 4.0e13, "bf16": 5.0e13}
 """FLOPs a second that the members of a pack get out of an H200 together, well below its peak."""
 KERNELS = 1.2e-3
 """Seconds a member, layer and step of a pack on a GPU, forward, backward and AdamW, however small they are."""
@@ -53,8 +53,6 @@ LAUNCHES = 5.0e-3
 """Seconds a layer and batch that are read on a GPU, which is no graph: launches, hooks, a wait for the host."""
 BEGIN = 10.0
 """Seconds until a pack on a GPU takes its first step: a process, a context, the first kernels."""
-REPLACED = 3
-"""Readings of the held-out samples for a branch that is knocked out: for its mean, with that, with zero."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +185,20 @@ def _readings(study: Study, arm: Arm) -> float:
     cost, length = model_cost(arm.spec), length_of(study.data)
     lengths = [(test.held_out, length_of(test)) for test in study.eval]
     tests = sum(n * cost.forward(t).total / cost.forward(length).total for n, t in lengths)
-    return study.data.held_out * _times(study, arm) + tests
+    return study.data.held_out * (_on_the_way(study) + _knocked_out(arm)) + tests
 
 
-def _times(study: Study, arm: Arm) -> int:
-    """How often a run reads its held-out samples: on the way, and for every branch that is knocked out."""
-    branches = sum(len(layer.mixers) for layer in model_cost(arm.spec).layers)
-    return -(-study.train.steps // study.train.eval_every) + REPLACED * branches
+def _on_the_way(study: Study) -> int:
+    """How often a run reads its held-out samples in training."""
+    return -(-study.train.steps // study.train.eval_every)
+
+
+def _knocked_out(arm: Arm) -> float:
+    """How often it reads them for knock-outs, all layers alike: once for the means; then every layer but the last one
+    once, as what it gives is kept; and for each branch that layer and those above it, without it and with its mean."""
+    layers = model_cost(arm.spec).layers
+    above = sum(2 * len(layer.mixers) * (len(layers) - i) for i, layer in enumerate(layers))
+    return 1 + (len(layers) - 1 + above) / len(layers)
 
 
 @contextmanager
@@ -213,15 +218,17 @@ def _gpu_seconds(study: Study, arm: Arm) -> float:
     flops = arm.cost.flops_train * length * train.batch_size * runs
     kernels = KERNELS * len(model_cost(arm.spec).layers) * runs
     step = max(flops / GPU_RATE[train.precision], kernels)
-    tests = [(study.data, _times(study, arm)), *((test, 1) for test in study.eval)]
-    return BEGIN + train.steps * step + runs * sum(times * _reading(arm, data) for data, times in tests)
+    tests = [(study.data, _on_the_way(study)), *((test, 1) for test in study.eval)]
+    reading = sum(times * _reading(arm, data) for data, times in tests)
+    reading += _knocked_out(arm) * _reading(arm, study.data, "tf32")
+    return BEGIN + train.steps * step + runs * reading
 
 
-def _reading(arm: Arm, data: Data) -> float:
-    """The held-out samples of data once by one run on a GPU, in float32: a long sample in pieces of CHUNK."""
+def _reading(arm: Arm, data: Data, precision: str = "float32") -> float:
+    """The held-out samples of data once by one run on a GPU: a long sample in pieces of CHUNK."""
     cost, length = model_cost(arm.spec), length_of(data)
     batches = -(-data.held_out // max(1, EVAL_TOKENS["cuda"] // length)) * -(-length // CHUNK)
-    return max(data.held_out * cost.forward(length).total / GPU_RATE["float32"], LAUNCHES * batches * len(cost.layers))
+    return max(data.held_out * cost.forward(length).total / GPU_RATE[precision], LAUNCHES * batches * len(cost.layers))
 
 
 def readable_time(seconds: float) -> str:

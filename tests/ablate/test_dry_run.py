@@ -76,7 +76,8 @@ def test_steps_are_timed_for_every_shape_and_not_for_every_arm(monkeypatch):
     predicted = predict(small(match=None, budget={"minutes": 1, "cores": 1}))
     assert len(timed) == 2  # with attention and without, wherever it stands
     assert predicted.arms["ratio=0,where=front"] == 0  # it shares the runs of another
-    readings = 16 * (2 + 3 * 4) * 0.03 / 4  # a branch that is knocked out is read for its mean, with it, with zero
+    knocked = 1 + (3 + 2 * (4 + 3 + 2 + 1)) / 4  # all means; three of four layers to be kept; each and those above it
+    readings = 16 * (2 + knocked) * 0.03 / 4
     each = 3 * (10 * (0.1 + 0.01) + readings)
     assert predicted.arms["ratio=1,where=front"] == pytest.approx(each)
     assert predicted.seconds == pytest.approx(3 * each)
@@ -107,7 +108,8 @@ def test_a_gpu_s_time_follows_from_flops_and_launches(monkeypatch):
     monkeypatch.setattr(timing, "time_arm", None)  # nothing is timed
     study = small(budget={"gpu_hours": 1})
     few = predict(study).arms["ratio=1,where=front"]
-    each = 10 * 4 * timing.KERNELS + 4 * timing.LAUNCHES * (2 + 3 * 4)  # of 3 seeds: 4 layers, 10 steps, readings
+    readings = 2 + 1 + (3 + 2 * (4 + 3 + 2 + 1)) / 4  # on the way; for all means; for layers kept and without a branch
+    each = 10 * 4 * timing.KERNELS + 4 * timing.LAUNCHES * readings  # of 3 seeds: 4 layers, 10 steps
     assert few == pytest.approx(timing.BEGIN + 3 * each)
     large = small(budget={"gpu_hours": 1}, train={"steps": 10, "batch_size": 40_000, "eval_every": 5})
     arm = large.arm("ratio=1,where=front")

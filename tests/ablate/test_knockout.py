@@ -1,15 +1,27 @@
-"""Knock-outs: a branch is zeroed, or replaced by its mean, in its layer alone; and afterwards all is as before."""
+"""Knock-outs: a branch is zeroed, or replaced by its mean, in its layer alone; and afterwards all is as before.
+
+What they say is held against whole readings of a model whose mixers are changed by hooks of the test's own.
+"""
+
+import copy
 
 import pytest
 import torch
 
+from hybridlm.ablate import knockout
+from hybridlm.ablate import measure as measuring
 from hybridlm.ablate.knockout import branches, knockouts
 from hybridlm.ablate.measure import HeldOut, measure
 from hybridlm.compose.build import build
+from hybridlm.compose.compiled import compile
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.tasks.data import TaskData
 
-BLOCKS = {"M": {"mixer": {"type": "mamba2", "d_state": 8, "head_dim": 16}}, "A": {"mixer": "attention"}}
+BLOCKS = {
+    "M": {"mixer": {"type": "mamba2", "d_state": 8, "head_dim": 16}},
+    "A": {"mixer": "attention"},
+    "Z": {"mixer": "attention", "input": "concat_embeddings"},
+}
 
 
 def model_of(pattern, **more):
@@ -30,7 +42,67 @@ def test_names_say_layer_mixer_and_how(held_out):
         "1.attention.zero",
         "1.attention.mean",
     ]
-    assert list(branches(model_of("<M|A>-<A|A>"))) == ["0.mamba2", "0.attention", "2.attention", "2.attention#2"]
+    named = [list(mixers) for mixers in branches(model_of("<M|A>-<A|A>"))]
+    assert named == [["0.mamba2", "0.attention"], [], ["2.attention", "2.attention#2"]]
+
+
+def by_whole_readings(model, held_out):
+    """{name: metrics}: every branch of a model without shared weights, the whole model read anew for each."""
+    found = {}
+    for name, mixer in [pair for mixers in branches(model) for pair in mixers.items()]:
+        seen = []
+        watch = mixer.register_forward_hook(lambda _m, given, out, seen=seen: seen.append((out[0], given[2].valid)))
+        measure(model, held_out)
+        watch.remove()
+        real = torch.cat([(y if valid is None else y[valid]).reshape(-1, y.shape[-1]) for y, valid in seen])
+        for how, put in (("zero", torch.zeros(())), ("mean", real.double().mean(dim=0))):
+            hook = mixer.register_forward_hook(lambda _m, _g, out, put=put: (put.to(out[0]).expand_as(out[0]), out[1]))
+            found[f"{name}.{how}"] = measure(model, held_out)
+            hook.remove()
+    return found
+
+
+PATTERNS = ["MA", "<M|A>-A", "MAMA", "A{output: next_mixer} M A", "MZM", "- M - A"]
+
+
+def agree(found, wanted):
+    assert list(found) == list(wanted)
+    for name, metrics in wanted.items():
+        assert found[name] == pytest.approx(metrics, rel=1e-6), name
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_figures_are_those_of_reading_the_whole_model_anew(held_out, pattern):
+    model = model_of(pattern)
+    agree(knockouts(model, held_out), by_whole_readings(model, held_out))
+
+
+def test_so_they_are_of_long_samples_and_padded_ones(held_out, monkeypatch):
+    model, padded = model_of("MAM"), copy.copy(held_out)
+    monkeypatch.setattr(knockout, "CHUNK", 5)
+    monkeypatch.setattr(measuring, "CHUNK", 5)
+    agree(knockouts(model, held_out), by_whole_readings(model, held_out))
+    monkeypatch.undo()
+    padded.batches = [{**batch, "valid": torch.arange(16).expand_as(batch["ids"]) > 3} for batch in held_out.batches]
+    agree(knockouts(model, padded), by_whole_readings(model, padded))
+    assert knockouts(model, padded) != knockouts(model, held_out)
+
+
+def test_a_compiled_model_is_knocked_out_too(held_out):
+    """Compiled code knows no hook that came later: what was measured before must not be measured again."""
+    model, compiled = model_of("MA"), compile(model_of("MA"), backend="eager", dynamic=False)
+    measure(compiled, held_out)
+    agree(knockouts(compiled, held_out), knockouts(model, held_out))
+
+
+def test_layers_below_a_branch_are_not_run_again(held_out):
+    """For the means once; then each to be kept, and the branch's own and those above it, for zero and for mean."""
+    model, runs = model_of("MAMA"), []
+    for i, block in enumerate(model.blocks):
+        block.mixer.register_forward_hook(lambda *_, i=i: runs.append(i))
+    knockouts(model, held_out)
+    batches = len(held_out.batches)
+    assert [runs.count(i) for i in range(4)] == [batches * (1 + 1 + 2), batches * 6, batches * 8, batches * (1 + 8)]
 
 
 @pytest.mark.parametrize("pattern", ["MA", "<M|A>A"])
@@ -68,11 +140,31 @@ def test_shared_weights_are_knocked_out_at_one_depth(held_out):
     model = model_of("A@same M A@same")
     found = knockouts(model, held_out)
     assert found["0.attention.zero"] != found["2.attention.zero"]
+    calls = []
+
+    def above(_mixer, _given, out):
+        """Every second call of it is that of layer 2."""
+        calls.append(1)
+        return (torch.zeros_like(out[0]), out[1]) if len(calls) % 2 == 0 else out
+
+    model.blocks[0].mixer.register_forward_hook(above)
+    assert measure(model, held_out) == pytest.approx(found["2.attention.zero"], rel=1e-6)
 
 
 def test_the_model_is_as_before(held_out):
     model = model_of("MA")
-    before = measure(model, held_out)
+    before, names = measure(model, held_out), list(model.state_dict())
     knockouts(model, held_out)
     assert measure(model, held_out) == before
+    assert list(model.state_dict()) == names
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_products_are_in_tf32_for_knock_outs_alone(held_out, monkeypatch):
+    products, seen = torch.backends.cuda.matmul, []
+    monkeypatch.setattr(knockout, "add", lambda *given: seen.append(products.allow_tf32) or measuring.add(*given))
+    before = products.allow_tf32
+    knockouts(model_of("M"), held_out)
+    assert seen == [True] * 2 * len(held_out.batches)
+    assert products.allow_tf32 == before
+    assert not before

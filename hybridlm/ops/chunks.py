@@ -16,11 +16,10 @@ NOTHING_LEFT = -1000.0  # a logarithm of which exp leaves nothing, alone or in a
 
 def fold(v: Tensor, size: int) -> Tensor:
     """(b, t, ...) -> (b, z, size, ...), the last chunk filled up with zeros."""
-    missing = -v.shape[1] % size
-    if not missing:
-        return v.unflatten(1, (-1, size))
-    fill = v.new_zeros(v.shape[0], missing, *v.shape[2:])
-    return rearrange(torch.cat([v, fill], dim=1), "b (z c) ... -> b z c ...", c=size)
+    z = pieces(v.shape[1], size)
+    if missing := z * size - v.shape[1]:
+        v = torch.cat([v, v.new_zeros(v.shape[0], missing, *v.shape[2:])], dim=1)
+    return v.unflatten(1, (z, size))
 
 
 def bits(n: int) -> int:
@@ -29,6 +28,17 @@ def bits(n: int) -> int:
     while 1 << count <= n:
         count += 1
     return count
+
+
+def pieces(t: int, size: int) -> int:
+    """Chunks that t > 0 tokens fill, -(-t // size), by comparisons: after these a length is a number to torch.compile,
+    where lengths with a remainder in them take its algebra minutes."""
+    count, full = 1, 0
+    while count * size < t:
+        count *= 2
+    while count := count // 2:
+        full += count if (full + count) * size < t else 0
+    return full + 1
 
 
 def forget_between(decay: Tensor, document: Tensor | None) -> Tensor:

@@ -34,6 +34,7 @@ from hybridlm.export.proof import prove as compare
 from hybridlm.export.targets import Order, Target, chosen, targets
 from hybridlm.export.targets import target as named
 from hybridlm.export.tokenizer import write_tokenizer
+from hybridlm.shards import MAX_BYTES
 from hybridlm.text import TOKENIZER
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -44,6 +45,7 @@ def export_model(
     out: str,
     to: str = "auto",
     max_length: int | None = None,
+    max_shard_bytes: int | None = None,
     dtype: Dtype | None = None,
     tokenizer: str | None = None,
     overwrite: bool = False,
@@ -59,15 +61,13 @@ def export_model(
         out: the folder to write: a new one, or an empty one. Nothing of yours is ever overwritten.
         to: TARGETS.
         max_length: tokens that readers may be asked to read, for their config; default 4096, or what it was trained on.
+        max_shard_bytes: bytes of tensors in one file of weights, such as 2000000000; default 5 GB, 5000000000.
         dtype: of the weights; default as they are. The proof is of the rounded weights.
         tokenizer: "bytes" or a tokenizer.json, where the run does not say.
         overwrite: replace an earlier export that nobody has changed.
         json: print JSON instead of a table.
     """
-    if max_length is not None:
-        whole("--max-length", max_length, high=1 << 40)
-    if to != "auto":
-        named(to)
+    _require_words(to, max_length, max_shard_bytes)
     place = Path(out)
     replaces = [glob.escape(name) for name in require_place(place, Path(run), overwrite)]
     original = read_original(run, dtype and getattr(torch, dtype), tokenizer)
@@ -77,7 +77,7 @@ def export_model(
         _say(f"no family is exact for this model:\n{passed_over(original.stack)}")
     _say(f"{out}: writing {target.name}, {target.what}, and comparing it with {run}")
     beside = partial(_write_beside, original, target, out, length)
-    target.write(Order(original, place, length, replaces, beside))
+    target.write(Order(original, place, length, max_shard_bytes or MAX_BYTES, replaces, beside))
     about = {"folder": out, **read_record(place), "served_by": list(target.served_by)}
     print(writer.dumps(about, indent=2)) if json else _print(_exported(about))
 
@@ -87,6 +87,16 @@ export_model.__doc__ = export_model.__doc__.replace(
     "auto, which is the most widely served family that is exact, or else remote-code; or one of "
     + ", ".join(targets()),
 )
+
+
+def _require_words(to: str, max_length: int | None, max_shard_bytes: int | None) -> None:
+    """SpecError, ExportError for what can be told before anything is read."""
+    if max_length is not None:
+        whole("--max-length", max_length, high=1 << 40)
+    if max_shard_bytes is not None:
+        whole("--max-shard-bytes", max_shard_bytes, high=1 << 62)
+    if to != "auto" and not named(to).shards and max_shard_bytes is not None:
+        raise ExportError(f"--max-shard-bytes: {to}: a program holds its weights, and is never cut; leave it out")
 
 
 def _write_beside(original: Original, target: Target, out: str, length: int, staged: Path, lowered: Lowered) -> None:

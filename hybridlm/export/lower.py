@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from hybridlm.checks import whole
 from hybridlm.compose.build import require_weights
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.plan import Stack, plan
@@ -18,7 +17,7 @@ from hybridlm.export.family import Family, common, family, fitting
 from hybridlm.export.halves import KNOWN
 from hybridlm.export.proof import Proof, prove, require_transformers
 from hybridlm.files import as_path, changing
-from hybridlm.shards import FORMS, Entry, write_shards
+from hybridlm.shards import FORMS, MAX_BYTES, Entry, write_shards
 
 CONFIG = "config.json"
 MAX_LENGTH = 4096
@@ -42,23 +41,26 @@ def lower(
     to: str = "auto",
     *,
     max_length: int = MAX_LENGTH,
+    max_shard_bytes: int = MAX_BYTES,
     replaces: Iterable[str] = (),
     beside: Beside | None = None,
 ) -> Lowered:
     """Write a model into the folder `out` as one of FAMILIES, or as the first of them that fits.
 
-    max_length: tokens that readers may be asked to read, for their config. replaces: of files in `out` that go in the
-    same step, as of `changing`. beside: what else goes into the folder.
+    max_length: tokens that readers may be asked to read, for their config. max_shard_bytes: of tensors in one file.
+    replaces: of files in `out` that go in the same step, as of `changing`. beside: what else goes into the folder.
 
     ExportError: what does not fit, and the nearest family; or the proof failed. `out` is then as it was.
     """
     require_weights(model, ExportError)
+    whole("max_shard_bytes", max_shard_bytes, high=1 << 62)
     stack = plan(model.spec)
     target = choose(stack, to)
     require_transformers()
 
     def write(staged: Path) -> Proof:
-        write_family(model, stack, target, staged, max_length)
+        write_config(model, stack, target, staged, max_length)
+        write_weights(model, stack, target, staged, max_shard_bytes)
         return prove(model, staged)
 
     return put_in_place(out, target.name, write, replaces=(*FORMS, *replaces), beside=beside)
@@ -139,17 +141,19 @@ def _instead(stack: Stack) -> str:
     )
 
 
-def write_family(model: HybridLM, stack: Stack, target: Family, folder: Path, max_length: int) -> None:
-    """config.json and weights, in the dtypes that the model has."""
+def write_config(model: HybridLM, stack: Stack, target: Family, folder: Path, max_length: int) -> None:
+    """config.json, as its readers have it."""
+    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    config = {**common(target, stack, dtype), **target.config(stack, max_length)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_weights(model: HybridLM, stack: Stack, target: Family, folder: Path, max_shard_bytes: int) -> None:
+    """Every tensor of theirs, in the dtypes that the model has."""
     held = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     dtype = model.embed.weight.dtype
     shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
     weights = target.weights(stack)
     entries = [Entry(w.theirs, held[w.ours[0]].dtype if w.ours else dtype, w.joined_shape(shapes)) for w in weights]
-    write_shards(folder, entries, ((w.theirs, w.join(held.__getitem__, dtype)) for w in weights))
-    config = {**common(target, stack, _name(dtype)), **target.config(stack, max_length)}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    joined = ((w.theirs, w.join(held.__getitem__, dtype)) for w in weights)
+    write_shards(folder, entries, joined, max_bytes=max_shard_bytes)

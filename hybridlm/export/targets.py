@@ -19,12 +19,14 @@ REMOTE = "remote-code"
 class Order:
     """What is to be written, and where.
 
-    max_length: tokens that readers may be asked to read. replaces: names of files in `out` that go in the same step.
+    max_length: tokens that readers may be asked to read. max_shard_bytes: of tensors in one file. replaces: names of
+    files in `out` that go in the same step.
     """
 
     original: Original
     out: Path
     max_length: int
+    max_shard_bytes: int
     replaces: Iterable[str]
     beside: Beside
 
@@ -35,7 +37,8 @@ class Target:
 
     what: in a few words. served_by: what runs it. write: writes and proves it, or raises ExportError and leaves no
     trace. misfits: why a model cannot be said in it. text: whether tokenizer and card are written beside it. code:
-    whether it brings code of its own, which transformers runs if told to trust it.
+    whether it brings code of its own, which transformers runs if told to trust it. shards: whether its weights are
+    files of tensors, which can be cut.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Target:
     misfits: Callable[[Stack], list[str]]
     text: bool = True
     code: bool = False
+    shards: bool = True
 
 
 def target(name: str) -> Target:
@@ -85,8 +89,15 @@ def _of_family(name: str) -> Target:
     one = family(name)
 
     def write(order: Order) -> Lowered:
-        how = {"max_length": order.max_length, "replaces": order.replaces, "beside": order.beside}
-        return lower(order.original.model, order.out, name, **how)
+        return lower(
+            order.original.model,
+            order.out,
+            name,
+            max_length=order.max_length,
+            max_shard_bytes=order.max_shard_bytes,
+            replaces=order.replaces,
+            beside=order.beside,
+        )
 
     return Target(name, f"a {one.architecture} checkpoint", one.served_by, write, one.misfits)
 
@@ -100,6 +111,7 @@ def _write_own(order: Order) -> Lowered:
     write_own(
         original.folder if original.dtype is None else original.model,
         order.out,
+        max_shard_bytes=order.max_shard_bytes,
         tokenizer=None if original.text is None else original.text.path or "bytes",
         replaces=order.replaces,
         beside=lambda staged: order.beside(staged, lowered),
@@ -110,7 +122,13 @@ def _write_own(order: Order) -> Lowered:
 def _write_remote(order: Order) -> Lowered:
     from hybridlm.export.remote.write import lower_remote
 
-    return lower_remote(order.original.model, order.out, replaces=order.replaces, beside=order.beside)
+    return lower_remote(
+        order.original.model,
+        order.out,
+        max_shard_bytes=order.max_shard_bytes,
+        replaces=order.replaces,
+        beside=order.beside,
+    )
 
 
 def _remote_misfits(stack: Stack) -> list[str]:
@@ -147,6 +165,6 @@ FORMS = (
         code=True,
     ),
     Target("safetensors", "our own form, as for the Hub", ("hybridlm",), _write_own, lambda stack: [], text=False),
-    Target("torch-export", "two programs for PyTorch", ("torch",), _write_programs, _program_misfits),
-    Target("onnx", "two programs in ONNX", ("onnxruntime",), _write_onnx, _program_misfits),
+    Target("torch-export", "two programs for PyTorch", ("torch",), _write_programs, _program_misfits, shards=False),
+    Target("onnx", "two programs in ONNX", ("onnxruntime",), _write_onnx, _program_misfits, shards=False),
 )

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import hybridlm as hl
 from hybridlm.cli import main
 from hybridlm.export import command, lower, proof, targets
 from hybridlm.export.command import export_model, import_model
 from hybridlm.export.place import RECORD
+from hybridlm.shards import INDEX
 from tests.export.common import built
 
 PROMPT = "the quick brown"
@@ -166,6 +168,26 @@ def test_only_what_was_exported_is_replaced(saved, tmp_path):
     assert {path.name for path in out.iterdir()} == set(before)
 
 
+@pytest.mark.parametrize("target", ["auto", "remote-code", "safetensors"])
+def test_weights_in_files_of_a_size(saved, run, tmp_path, target):
+    """They are the same weights, read back from all of the files; one form replaces the other."""
+    out, limit = tmp_path / "out", 20_000
+    assert run("export", saved, out, "--to", target, "--max-shard-bytes", limit)[0] == 0
+    shards = sorted(out.glob("model-*.safetensors"))
+    held = [load_file(shard) for shard in shards]
+    assert len(shards) > 2
+    sizes = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in held if len(tensors) > 1]
+    assert max(sizes) <= limit
+    assert run("export", saved, tmp_path / "whole", "--to", target)[0] == 0
+    whole = load_file(tmp_path / "whole/model.safetensors")
+    cut = {name: tensor for tensors in held for name, tensor in tensors.items()}
+    assert cut.keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in cut.items())
+    assert {INDEX, *(shard.name for shard in shards)} <= json.loads((out / RECORD).read_text())["files"].keys()
+    assert run("export", saved, out, "--to", target, "--overwrite")[0] == 0
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
 def test_help_names_every_target():
     assert all(re.search(rf"\b{name}\b", export_model.__doc__) for name in targets.targets())
 
@@ -244,6 +266,25 @@ def test_words_that_are_no_target(run, tmp_path, saved):
     assert "It fits: granite_hybrid" in said
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("0", "--max-shard-bytes: 0 is out of range"),
+        ("-1", "out of range"),
+        ("5GB", "--max-shard-bytes: '5GB' is not an integer"),
+        ("1.5", "--max-shard-bytes: '1.5' is not an integer"),
+    ],
+)
+def test_sizes_of_files_that_are_none(run, tmp_path, saved, limit, said):
+    assert said in refused(run, tmp_path, "export", saved, tmp_path / "out", "--max-shard-bytes", limit)
+
+
+@pytest.mark.parametrize("target", ["torch-export", "onnx"])
+def test_programs_are_never_cut(run, tmp_path, saved, target):
+    said = refused(run, tmp_path, "export", saved, tmp_path / "out", "--to", target, "--max-shard-bytes", "9")
+    assert f"--max-shard-bytes: {target}: a program holds its weights" in said
+
+
 def test_what_is_no_language_model(run, tmp_path):
     head = {"type": "classify", "classes": 3, "pool": "mean"}
     hl.save(built({"pattern": "A", "d_model": 32, "vocab_size": 97, "head": head}), tmp_path / "classes")
@@ -291,7 +332,7 @@ def test_without_transformers(run, tmp_path, saved, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.setattr(lower, "write_family", lambda *args: pytest.fail("written"))
+    monkeypatch.setattr(lower, "write_weights", lambda *args: pytest.fail("written"))
     assert "pip install 'hybridlm[hf]'" in refused(run, tmp_path, "export", saved, tmp_path / "out")
     assert run("export", saved, tmp_path / "out", "--to", "safetensors")[0] == 0
     assert "transformers" not in command._versions()

@@ -196,6 +196,13 @@ def test_the_model_stays_as_it_was(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("limit", [0, "5GB"])
+def test_a_size_of_files_that_is_none(tmp_path, limit):
+    with pytest.raises(hl.SpecError, match="max_shard_bytes"):
+        lower(built(LLAMA), tmp_path / "out", max_shard_bytes=limit)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_length_that_is_said(tmp_path):
     lower(built(LLAMA), tmp_path, max_length=77)
     assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 77

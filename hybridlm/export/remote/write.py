@@ -21,7 +21,7 @@ from hybridlm.export.proof import Proof, prove, require_transformers
 from hybridlm.export.remote.bundle import bundle
 from hybridlm.export.remote.source import Library, Target, text_of
 from hybridlm.files import MANIFEST, STAGING, write_manifest
-from hybridlm.shards import FORMS
+from hybridlm.shards import FORMS, MAX_BYTES
 
 NAME = "remote-code"
 HERE = "hybridlm.export.remote"
@@ -66,17 +66,18 @@ def lower_remote(
     model: HybridLM,
     out: str | Path,
     *,
+    max_shard_bytes: int = MAX_BYTES,
     replaces: Iterable[str] = (),
     beside: Beside | None = None,
 ) -> Lowered:
     """As `lower`, as remote code: into the folder `out`, which stays as it was unless transformers finds the model.
 
-    replaces: patterns of names; a file in `out` that matches one and is not written anew goes in the same step.
+    max_shard_bytes, replaces, beside: as of `lower`.
     """
     require_transformers()
 
     def write(staged: Path) -> Proof:
-        write_remote(model, staged)
+        write_remote(model, staged, max_shard_bytes=max_shard_bytes)
         try:
             return prove(model, staged, trust_remote_code=True)
         finally:
@@ -93,8 +94,8 @@ def _forget(staged: Path) -> None:
         shutil.rmtree(copy, ignore_errors=True)
 
 
-def write_remote(model: HybridLM, folder: str | Path) -> None:
-    """Write config.json, model.safetensors (in shards over 5 GB) and two Python files into a folder.
+def write_remote(model: HybridLM, folder: str | Path, *, max_shard_bytes: int = MAX_BYTES) -> None:
+    """Write config.json, weights in files of at most so many bytes of tensors, and two Python files into a folder.
 
     ExportError: it is no language model, or a mixer of somebody else's needs more than torch and transformers.
     """
@@ -104,7 +105,7 @@ def write_remote(model: HybridLM, folder: str | Path) -> None:
     code = modeling_text(stack)
     texts = {f"{MODELING}.py": code, f"{CONFIGURATION}.py": _configuration_text(code)}
     folder = Path(folder)
-    save(model, folder)
+    save(model, folder, max_shard_bytes=max_shard_bytes)
     config = {**json.loads((folder / CONFIG).read_bytes()), **config_of(stack, model.embed.weight.dtype)}
     texts[CONFIG] = json.dumps(config, indent=2) + "\n"
     for name, text in texts.items():

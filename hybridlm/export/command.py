@@ -150,12 +150,13 @@ def import_model(folder: str, out: str, prove: bool = False, json: bool = False)
     _require_checkpoint(source)
     _say(f"{out}: reading {folder}{', and comparing it with what transformers makes of it' if prove else ''}")
     found: dict[str, Any] = {}
+    notes: list[str] = []
 
     def check(staged: Path) -> None:
         found["proof"] = compare(load(staged), source)
         found["proof"].require(folder)
 
-    spec = lift(source, place, check=check if prove else None)
+    spec = lift(source, place, check=check if prove else None, tell=notes.append)
     about = {
         "folder": out,
         "pattern": spec.pattern,
@@ -164,6 +165,7 @@ def import_model(folder: str, out: str, prove: bool = False, json: bool = False)
         "parameters": model_cost(spec).parameters,
         "tokenizer": (place / TOKENIZER).is_file(),
         "proof": _proof(found["proof"]) if prove else None,
+        "notes": notes,
     }
     print(writer.dumps(about, indent=2)) if json else _print(_imported(about))
 
@@ -187,6 +189,7 @@ def _imported(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{about['parameters']:,}"),
         ("vocabulary", f"{about['vocab_size']:,}, {'with' if about['tokenizer'] else 'without'} a tokenizer"),
         *(_compared(about["proof"]) if about["proof"] else [("compared", "no; --prove does, with transformers")]),
+        *(("note", note) for note in about["notes"]),
     ]
 
 

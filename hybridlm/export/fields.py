@@ -30,13 +30,14 @@ class Fields:
     """A config.json, of which every field has to be accounted for.
 
     where: the file, for messages. `take` and `must` note what does not fit; `done` raises all of it at once. A field
-    that is unknown and null says nothing.
+    that is unknown and null says nothing. notes: what whoever imports should know, and that changes no logits.
     """
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.config, self.where = dict(config), where
         self.read: set[str] = set()
         self.problems: list[str] = []
+        self.notes: list[str] = []
         self._inner: dict[str, Fields] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -98,6 +99,10 @@ class Fields:
     def refuse(self, problem: str) -> None:
         """Something else that does not fit, told with the rest."""
         self.problems.append(problem)
+
+    def note(self, said: str) -> None:
+        """Something that fits, and may surprise."""
+        self.notes.append(said)
 
     def done(self) -> None:
         """ExportError with everything that does not fit, unknown fields among it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import frexp
 from pathlib import Path
@@ -26,18 +27,26 @@ from hybridlm.shards import FORMS, Entry, ShardReader, write_shards
 DERIVED = ("rotary_emb.inv_freq",)  # ends of names that some checkpoints hold, and that follow from the config
 
 
-def lift(folder: str | Path, out: str | Path, *, check: Callable[[Path], None] | None = None) -> ModelSpec:
+def lift(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    check: Callable[[Path], None] | None = None,
+    tell: Callable[[str], object] = warnings.warn,
+) -> ModelSpec:
     """Read a checkpoint of one of FAMILIES or SOURCES, and write it as `hl.save` does: `hl.load(out)` opens it.
 
     One tensor at a time is in memory. A tokenizer.json and what stands beside it go along. check: looks at the folder,
-    which `hl.load` opens, before it is put in place, and may raise.
+    which `hl.load` opens, before it is put in place, and may raise. tell: is called with what of the config fits and
+    may surprise; a warning, if nothing else.
 
     ExportError: a family or a field of the config that is not known, or that would change the mathematics.
     CheckpointError: weights that do not fit the config. `out` is then as it was.
     """
     folder, out = as_path(folder, ExportError), as_path(out, ExportError)
     theirs, config = read_config(folder)
-    spec = _read_spec(theirs, Fields(config, str(folder / CONFIG)))
+    fields = Fields(config, str(folder / CONFIG))
+    spec = _read_spec(theirs, fields)
     reader = ShardReader(folder)
     with changing(out, replaces=(*FORMS, *TEXT_FILES)) as staged:
         weights = theirs.found(plan(spec), config, reader.entries)
@@ -48,6 +57,8 @@ def lift(folder: str | Path, out: str | Path, *, check: Callable[[Path], None] |
         write_manifest(staged, [*files, CONFIG])
         if check is not None:
             check(staged)
+    for note in fields.notes:
+        tell(f"{fields.where}: {note}")
     return spec
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor
 
 import hybridlm as hl
 from hybridlm.errors import CheckpointError, ExportError
+from hybridlm.export.command import import_model
 from hybridlm.export.lift import lift, read_config
 from hybridlm.export.lower import lower
+from hybridlm.export.proof import prove
 from tests.export.common import built
 
 LLAMA = {
@@ -41,6 +44,14 @@ def rewritten(folder: Path, **tensors: Tensor | None) -> Path:
     kept = {name: tensor for name, tensor in held.items() if tensor is not None}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+MAMBA2 = {
+    "pattern": "M2",
+    "d_model": 32,
+    "vocab_size": 97,
+    "blocks": {"M": {"mixer": {"type": "mamba2", "d_state": 8, "head_dim": 8}, "mlp": "none"}},
+}
 
 
 def configured(folder: Path, **fields) -> Path:
@@ -220,3 +231,18 @@ def test_one_head_of_an_odd_width(tmp_path, name):
     lift(tmp_path / "theirs", tmp_path / "ours")
     ids = torch.randint(97, (2, 19))
     assert torch.equal(hl.load(tmp_path / "ours").eval()(ids).logits, model(ids).logits)
+
+
+def test_a_field_that_transformers_ignores_is_told(tmp_path, capsys):
+    """Transformers makes the same model of it, and so does the import, which says so."""
+    lower(built(MAMBA2), tmp_path / "theirs")
+    configured(tmp_path / "theirs", norm_before_gate=True)
+    with pytest.warns(UserWarning, match=r"config\.json: norm_before_gate: true was not followed: .* behind the gate"):
+        lift(tmp_path / "theirs", tmp_path / "ours")
+    assert prove(hl.load(tmp_path / "ours"), tmp_path / "theirs").holds
+    import_model(str(tmp_path / "theirs"), str(tmp_path / "by-command"))
+    assert "norm_before_gate: true was not followed" in capsys.readouterr().out.split("\nnote ")[1]
+    configured(tmp_path / "theirs", norm_before_gate=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lift(tmp_path / "theirs", tmp_path / "again")

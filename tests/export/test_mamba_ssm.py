@@ -33,6 +33,7 @@ def drawn_config(draw: Random) -> dict:
     sizes = {"d_state": draw.choice([3, 5]), "d_conv": draw.choice([2, 3, 4]), "expand": draw.choice([1, 2])}
     if ssm == "Mamba2":
         sizes |= {"headdim": draw.choice([4, 8]), "ngroups": draw.choice([1, 2]), "rmsnorm": draw.choice([True, False])}
+        sizes |= {} if sizes["rmsnorm"] else {"norm_before_gate": True}  # of a norm that is not there
     else:
         sizes |= {"dt_rank": draw.choice([3, "auto"])}
     width = draw.choice([6, 8])

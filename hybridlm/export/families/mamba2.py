@@ -53,7 +53,11 @@ class Mamba2(Family):
     def spec(self, fields: Fields) -> ModelSpec:
         plain_bias(fields)
         unlimited_steps(fields)
-        fields.must("norm_before_gate", False)
+        if fields.take("norm_before_gate", False, bool):
+            fields.note(
+                "norm_before_gate: true was not followed: transformers, which wrote it once, has the norm behind the "
+                "gate whatever it says, and so has this model"
+            )
         fields.neutral("time_step_rank")
         mixer = {
             "type": "mamba2",

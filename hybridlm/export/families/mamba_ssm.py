@@ -131,7 +131,10 @@ def _mamba2(fields: Fields, d: int) -> dict[str, Any]:
     said.neutral("conv_init", "A_init_range", "chunk_size", "use_mem_eff_path", "sequence_parallel")
     expand = said.take("expand", 2, (int, float))
     said.must("D_has_hdim", False)
-    said.must("norm_before_gate", False)
+    normed = said.take("rmsnorm", True, bool)
+    if normed:
+        said.must("norm_before_gate", False, why="ours is behind the gate")
+    said.neutral("norm_before_gate")
     said.must("d_ssm", None, expand * d, default=None)
     unlimited_steps(said, "dt_limit")
     return {
@@ -141,7 +144,7 @@ def _mamba2(fields: Fields, d: int) -> dict[str, Any]:
         "expand": expand,
         "head_dim": said.take("headdim", 64, int),
         "n_groups": said.take("ngroups", 1, int),
-        "gated_norm": said.take("rmsnorm", True, bool),
+        "gated_norm": normed,
     }
 
 

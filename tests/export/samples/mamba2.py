@@ -58,7 +58,7 @@ UNREAD = (
     ("use_bias", True),
     ("use_conv_bias", False),
     ("hidden_act", "gelu"),
-    ("norm_before_gate", True),
+    ("norm_before_gate", "yes"),
     ("rms_norm", False),
     ("time_step_limit", [0.0, 0.1]),
     ("time_step_limit", [0.001, {"__float__": "Infinity"}]),

@@ -16,10 +16,9 @@ from hybridlm.export.halves import WITHOUT_EFFECT
 from hybridlm.export.original import Original
 from hybridlm.export.proof import Proof
 from hybridlm.export.targets import Target
-from hybridlm.export.uses import back_of, use_of
+from hybridlm.export.uses import COMMANDS, back_of, use_of
 from hybridlm.export.words import CARD, shown_pattern, shown_tokenizer
 
-NOT_RUN = ("vLLM", "SGLang", "llama.cpp")
 PADDED = 16  # some servers cut a vocabulary into pieces of so many rows
 READER, READERS = "transformers", {"torch-export": "pytorch", "onnx": "onnxruntime"}
 
@@ -124,7 +123,7 @@ def _verified(original: Original, facts: Facts) -> str:
     dtype = _dtype(original)
     rounded = "" if dtype == "float32" else f" of the {dtype} weights in this folder"
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    others = [name for name in NOT_RUN if any(server.startswith(name) for server in facts.target.served_by)]
+    others = [name for name in facts.target.served_by if name in COMMANDS]
     reader = READERS.get(facts.target.name, READER)
     said = (
         f"Before it was put in place, this folder was read back by {reader}, and its answers{rounded} were compared "

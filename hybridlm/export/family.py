@@ -63,15 +63,14 @@ class Source(ABC):
 class Family(Source):
     """A family as a target of export as well.
 
-    served_by: what runs its checkpoints, and in brackets on what condition.
+    served_by: what runs its checkpoints.
     """
 
     served_by: ClassVar[tuple[str, ...]] = ()
 
     def servers(self, stack: Stack) -> tuple[str, ...]:
-        """What of `served_by` runs this model, by its name alone."""
-        names = (name.partition(" (")[0] for name in self.served_by)
-        return tuple(name for name in names if name != "llama.cpp" or self.in_llama_cpp(stack))
+        """What of `served_by` runs this model."""
+        return tuple(name for name in self.served_by if name != "llama.cpp" or self.in_llama_cpp(stack))
 
     def in_llama_cpp(self, stack: Stack) -> bool:
         """Whether llama.cpp runs this model of a family that it runs."""

@@ -34,6 +34,7 @@ COMMANDS = {
     "llama.cpp": "python convert_hf_to_gguf.py {folder} --outfile model.gguf  # it has to know the tokenizer\n"
     "llama-server -m model.gguf",
 }
+"""Of what serves an export, and was not run beside it."""
 TRUSTED = (
     "The layers of the model are in `modeling_hybridlm.py`, which `trust_remote_code=True` lets transformers run: read "
     "it first, as any code of others. It needs torch and transformers, and nothing of hybridlm."
@@ -88,11 +89,9 @@ def use_of(target: Target, folder: str, original: Original) -> str:
     trust = ", trust_remote_code=True" if target.code else ""
     code = (IDS if original.text is None else TEXT).format(folder=_quoted(folder), trust=trust)
     found = ["## Serve it", *([TRUSTED] if trust else []), "With transformers:", _block("python", code)]
-    for server in target.served_by:
-        name = server.partition(" (")[0]
-        if name in COMMANDS:
-            command = COMMANDS[name].format(folder=shlex.quote(folder))
-            found += [f"With {server}; not run here:", _block("sh", command)]
+    for server in [name for name in target.served_by if name in COMMANDS]:
+        command = COMMANDS[server].format(folder=shlex.quote(folder))
+        found += [f"With {server}; not run here:", _block("sh", command)]
     return "\n\n".join(found)
 
 

@@ -107,14 +107,15 @@ def test_the_model_is_told(card):
 
 
 def test_llama_cpp_is_named_only_where_it_runs_the_model(tmp_path):
-    """It computes something else of a Granite hybrid with rotary positions, and refuses other widths of Mamba.
-
-    Nor does it open a vocabulary without merges, as that of bytes is.
+    """It computes something else of a Granite hybrid with rotary positions, refuses other widths of Mamba, and takes an
+    MLP of Nemotron-H for Mamba. Nor does it open a vocabulary without merges, as that of bytes is.
     """
     tokenizer = train_tokenizer(__file__, vocab_size=260, output=tmp_path / "tokenizer.json")
     rotary = {"M": BLOCKS["M"], "A": {"mixer": {"type": "attention", "heads": 2, "rope": True}}}
     narrow = {"M": {"mixer": {"type": "mamba2", "d_state": 8, "head_dim": 8, "expand": 1}, "mlp": "none"}}
-    for name, blocks_, pattern in (("granite_hybrid", rotary, "MA"), ("mamba2", narrow, "M")):
+    squared = {"M": {**BLOCKS["M"], "mlp": "relu2"}, "A": {**BLOCKS["A"], "mlp": "none"}}
+    models = (("granite_hybrid", rotary, "MA"), ("mamba2", narrow, "M"), ("nemotron_h", squared, "MAM"))
+    for name, blocks_, pattern in models:
         hl.save(built({"pattern": pattern, "d_model": 32, "vocab_size": 260, "blocks": blocks_}), tmp_path / pattern)
         shutil.copy(tokenizer, tmp_path / pattern)
         export_model(str(tmp_path / pattern), str(tmp_path / name), to=name)

@@ -44,7 +44,7 @@ class GraniteHybrid(Family):
     """IBM Granite 4 (GraniteMoeHybrid) without experts: what remains of the MLP is its shared one."""
 
     name, model_type, architecture = "granite_hybrid", "granitemoehybrid", "GraniteMoeHybridForCausalLM"
-    served_by = ("vLLM", "SGLang", "llama.cpp (without rotary positions)", "transformers")
+    served_by = ("vLLM", "SGLang", "llama.cpp", "transformers")
 
     def in_llama_cpp(self, stack: Stack) -> bool:
         return not any(half.config.rope for half in of_type(mixer_halves(stack), "attention"))

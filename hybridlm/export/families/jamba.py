@@ -35,10 +35,7 @@ class Jamba(Family):
     """Lieber et al. 2024 (arXiv:2403.19887)."""
 
     name, model_type, architecture = "jamba", "jamba", "JambaForCausalLM"
-    served_by = ("vLLM", "llama.cpp (with a SentencePiece vocabulary)", "transformers")
-
-    def in_llama_cpp(self, stack: Stack) -> bool:
-        return False  # tokenizers that go out from here are of another kind
+    served_by = ("vLLM", "transformers")  # llama.cpp asks for another kind of tokenizer than goes out from here
 
     def misfits(self, stack: Stack) -> list[str]:
         if said := outer(stack) + plain(stack):

@@ -18,7 +18,7 @@ class Mamba(Family):
     """Gu and Dao 2023 (arXiv:2312.00752), as transformers names it."""
 
     name, model_type, architecture = "mamba", "mamba", "MambaForCausalLM"
-    served_by = ("vLLM", "SGLang", "llama.cpp (expand 2)", "transformers")
+    served_by = ("vLLM", "SGLang", "llama.cpp", "transformers")
 
     def in_llama_cpp(self, stack: Stack) -> bool:
         return all(half.config.expand == 2 for half in mixer_halves(stack))

@@ -22,7 +22,7 @@ class Mamba2(Family):
     """Dao and Gu 2024 (arXiv:2405.21060), as transformers names it."""
 
     name, model_type, architecture = "mamba2", "mamba2", "Mamba2ForCausalLM"
-    served_by = ("vLLM", "SGLang", "llama.cpp (expand 2)", "transformers")
+    served_by = ("vLLM", "SGLang", "llama.cpp", "transformers")
 
     def in_llama_cpp(self, stack: Stack) -> bool:
         return all(half.config.expand == 2 for half in mixer_halves(stack))

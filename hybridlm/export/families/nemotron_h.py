@@ -41,7 +41,7 @@ class NemotronH(Family):
     """Nemotron-H (arXiv:2504.03624) and Nemotron 3: every layer is one norm and what reads it."""
 
     name, model_type, architecture = "nemotron_h", "nemotron_h", "NemotronHForCausalLM"
-    served_by = ("vLLM", "SGLang", "llama.cpp", "transformers")
+    served_by = ("vLLM", "SGLang", "transformers")  # llama.cpp's converter takes layers of an MLP for Mamba
 
     def misfits(self, stack: Stack) -> list[str]:
         if said := outer(stack) + plain(stack):

@@ -55,13 +55,18 @@ def test_a_study_for_a_gpu_fits_into_its_budget(name):
     assert len(study.lr) >= 4
 
 
+CHEAPER = 4 * 12 * (36 * 0.54 - 15 * 0.25)
+"""Seconds that the knock-outs of four arms of the ratio curve would not take today: a member's 36 readings of 0.54 s
+have become 15 in TF32, which take 0.25 s where others share the GPU."""
+
+
 @pytest.mark.parametrize(
     ("name", "left_out", "took"),
     [
         ("state-size-ladder", (), 476),
         ("state-tracking", (), 320),
         ("selection-against-lti", (), 665),
-        ("ratio-curve", ("ratio=0", "ratio=1"), 1700),
+        ("ratio-curve", ("ratio=0", "ratio=1"), 1700 - CHEAPER),
     ],
 )
 def test_a_prediction_is_at_most_twice_what_was_measured(name, left_out, took):

@@ -24,12 +24,15 @@ FIELDS = {
 class Setting:
     """What claims are tested in.
 
-    arms:    {name: coordinates}.
+    arms:    the names of all; None where the file leaves open which there are.
+    alike:   {arm: another one that is the same model}.
+    axes:    {name: its values}.
     tests:   {name: the data of a test}, "" for the held-out part of the data.
     guesses: {name of a test: accuracy of its best guess}, of those that have one.
     """
 
-    arms: Mapping[str, Mapping[str, Any]]
+    arms: Sequence[str] | None
+    alike: Mapping[str, str]
     axes: Mapping[str, Sequence[Any]]
     tests: Mapping[str, Data]
     guesses: Mapping[str, float]
@@ -38,7 +41,8 @@ class Setting:
 
 
 def check_claims(claims: Sequence[tuple[str, Claim]], setting: Setting, problems: Problems) -> None:
-    """(path, claim) of each claim; what keeps it from being tested is among the problems."""
+    """(path, claim) of each claim; what keeps it from being tested, or a run from stopping, is among the problems."""
+    _check_stop(setting, problems)
     names = [claim.name for _, claim in claims]
     for path, claim in claims:
         if names.count(claim.name) > 1:
@@ -49,10 +53,26 @@ def check_claims(claims: Sequence[tuple[str, Claim]], setting: Setting, problems
         _check_fields(path, claim, problems)
         _check_metric(path, claim, setting, problems)
         _check_arms(path, claim, setting, problems)
-        if len(problems.found) == before:
+        if len(problems.found) == before and setting.arms is not None:
             _check_seeds(path, claim, setting, problems)
             _CHECKS[claim.kind](path, claim, setting, problems)
     _check_needs(claims, problems)
+
+
+def _check_stop(setting: Setting, problems: Problems) -> None:
+    """Whether `train.stop_at` is of something that is measured, and can be got to by learning alone."""
+    stop, data = setting.train.stop_at, setting.tests[""]
+    if stop is None:
+        return
+    path, known = f"train.stop_at.{stop.metric}", [name for name in data.metrics if name != "solved_at"]
+    if stop.metric not in known:
+        problems.add(path, f"it is not measured on the held-out part of data; known: {', '.join(known)}")
+        return
+    high, guess = _range(stop.metric, setting.train)[1], setting.guesses.get("", 0.0)
+    if stop.value > high:
+        problems.add(path, f"{stop.value:g} is never got to: {stop.metric} is at most {high:g}")
+    if stop.metric in ("accuracy", "solved") and stop.value <= (guess if stop.metric == "accuracy" else 0.0):
+        problems.add(path, f"{stop.value:g} is there before anything is learned: the best guess gets {guess:.3g}")
 
 
 def _check_fields(path: str, claim: Claim, problems: Problems) -> None:
@@ -96,13 +116,15 @@ def _check_metric(path: str, claim: Claim, setting: Setting, problems: Problems)
 
 
 def _check_arms(path: str, claim: Claim, setting: Setting, problems: Problems) -> None:
+    if setting.arms is None:
+        return
     for key in ("arm", "over", "arms"):
         said = getattr(claim, key)
         for name in (said,) if isinstance(said, str) else said or ():
             if name not in setting.arms:
-                known = list(setting.arms)
-                some = ", ".join(known[:12]) + ", ..." * (len(known) > 12)
-                problems.add(f"{path}.{key}", f"there is no arm {name!r}; arms: {some}.{did_you_mean(name, known)}")
+                some = ", ".join(setting.arms[:12]) + ", ..." * (len(setting.arms) > 12)
+                near = did_you_mean(name, setting.arms)
+                problems.add(f"{path}.{key}", f"there is no arm {name!r}; arms: {some or 'none'}.{near}")
     if claim.axis is not None and claim.axis not in setting.axes:
         near = did_you_mean(claim.axis, setting.axes)
         problems.add(
@@ -122,7 +144,8 @@ def _range(measure: str, train: Train) -> tuple[float, float]:
     """The least and the largest that a metric can be."""
     if measure in ("accuracy", "solved"):
         return 0.0, 1.0
-    return (1.0, float("inf")) if measure == "solved_at" else (0.0, float("inf"))
+    first = min(train.eval_every, train.steps)  # the held-out part is tested then, for the first time
+    return (float(first), float("inf")) if measure == "solved_at" else (0.0, float("inf"))
 
 
 def _check_bar(path: str, claim: Claim, setting: Setting, problems: Problems) -> None:
@@ -151,6 +174,10 @@ def _check_bar(path: str, claim: Claim, setting: Setting, problems: Problems) ->
 def _check_difference(path: str, claim: Claim, setting: Setting, problems: Problems) -> None:
     if claim.arm == claim.over:
         problems.add(f"{path}.over", f"{claim.over!r} is the arm itself; compare it with another")
+        return
+    one, other = (setting.alike.get(name, name) for name in (claim.arm, claim.over))
+    if one == other:
+        problems.add(f"{path}.over", f"{claim.over!r} is the same model as {claim.arm!r}; compare it with another")
         return
     low, high = _range(claim.measure, setting.train)
     _check_gain(f"{path}.by", claim.by, high - low, claim.metric, problems)

@@ -38,23 +38,49 @@ class Draft:
     listed: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """An arm by its name alone: the named arm that it comes of, or None, and where on the axes it stands."""
+
+    listed: str | None
+    point: Mapping[str, int]
+    coordinates: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """hybrid,ratio=3"""
+        return ",".join(
+            [*([self.listed] if self.listed else []), *(f"{k}={_shown(v)}" for k, v in self.coordinates.items())]
+        )
+
+
+def places(arms: Mapping[str, Any], axes: Sequence[Axis]) -> list[Place]:
+    """Every arm that a study names, whether it can be built or not. SpecError: too many."""
+    found = []
+    for listed in arms or ([None] if axes else []):
+        for point in points(axes):
+            labels = {axis.name: axis.labels[i] for axis, i in zip(axes, point.values(), strict=True)}
+            found.append(Place(listed=listed, point=point, coordinates=labels))
+    return found
+
+
 def drafts(
-    base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], axes: Sequence[Axis], problems: Problems
+    base: Mapping[str, Any],
+    arms: Mapping[str, Mapping[str, Any]],
+    axes: Sequence[Axis],
+    wanted: Iterable[Place],
+    problems: Problems,
 ) -> list[Draft]:
-    """Every arm of a study whose baseline is `base`. What cannot be built is among the problems."""
+    """The wanted arms of a study whose baseline is `base`. What cannot be built is among the problems."""
     found, wrong = [], {}
-    with problems.at():
-        for listed in arms or {None: {}}:
-            for point in points(axes):
-                labels = {axis.name: axis.labels[i] for axis, i in zip(axes, point.values(), strict=True)}
-                name = ",".join([*([listed] if listed else []), *(f"{k}={_shown(v)}" for k, v in labels.items())])
-                try:
-                    changes, given = _given(base, (arms or {}).get(listed, {}), axes, point)
-                    spec = plan(ModelSpec.from_dict(given)).spec
-                    about = {"name": name, "changes": changes, "coordinates": labels, "point": point}
-                    found.append(Draft(**about, given=given, spec=spec, listed=listed))
-                except MISTAKES as error:
-                    wrong.setdefault(str(error), []).append(name)
+    for place in wanted:
+        try:
+            changes, given = _given(base, arms.get(place.listed, {}), axes, place.point)
+            about = {"name": place.name, "changes": changes, "coordinates": place.coordinates, "point": place.point}
+            spec = plan(ModelSpec.from_dict(given)).spec
+            found.append(Draft(**about, given=given, spec=spec, listed=place.listed))
+        except MISTAKES as error:
+            wrong.setdefault(str(error), []).append(place.name)
     for error, names in wrong.items():
         problems.add(f"arms.{names[0]}" + f" (and {len(names) - 1} more)" * (len(names) > 1), error)
     return found

@@ -12,8 +12,8 @@ from hybridlm.ablate import sections
 from hybridlm.ablate.arms import Arm
 from hybridlm.ablate.axes import Axis, read_axis
 from hybridlm.ablate.bars import Setting, check_claims
-from hybridlm.ablate.drafts import Draft, check_alike, drafts, settle, shared
-from hybridlm.ablate.parts import Claim, Data, Match
+from hybridlm.ablate.drafts import Draft, Place, check_alike, drafts, places, settle, shared
+from hybridlm.ablate.parts import Claim, Data, Match, Train
 from hybridlm.ablate.problems import Problems
 from hybridlm.ablate.study import Study
 from hybridlm.ablate.subject import check_fit, guess_of, length_of
@@ -68,26 +68,28 @@ class _Reader:
         name, question = self._one("name", _name), self._one("question", sections.text)
         lr = self._one("lr", sections.steps_of_lr)
         seeds = self._one("seeds", sections.count(high=MOST_SEEDS))
-        axes, baseline = self._axes(), self._baseline()
-        found = drafts(baseline.to_dict(), self._arms(), axes, problems) if baseline else []
+        baseline, axes, listed, wanted = self._baseline(), *self._named()
+        found = drafts(baseline.to_dict(), listed, axes, wanted or (), problems) if baseline else []
         check_alike(found, axes, problems)
-        reference = self._reference(found)
-        arms = self._settled(found, data, match, reference)
+        names = None if wanted is None else [place.name for place in wanted]
+        reference = self._reference(names)
+        arms = self._settled(found, data, match, reference, names)
         self._check_fit(arms, data, evals)
-        setting = Setting(
-            arms={draft.name: draft.coordinates for draft in found},
-            axes={axis.name: axis.labels for axis in axes},
-            tests={"": data, **{test.name: test for test in evals}} if data else {},
-            guesses={test.name: guess for test in [data, *evals] if test and (guess := guess_of(test)) is not None},
-            train=train,
-            seeds=seeds,
-        )
         claims = self._claims()
-        if found and data and train and seeds:
+        if data and train and seeds:
+            setting = Setting(
+                arms=names,
+                alike=dict(shared(arms)),
+                axes={axis.name: axis.labels for axis in axes},
+                tests={"": data, **{test.name: test for test in evals}},
+                guesses={test.name: guess for test in [data, *evals] if (guess := guess_of(test)) is not None},
+                train=train,
+                seeds=seeds,
+            )
             check_claims(claims, setting, problems)
         if problems.found:
             return None
-        self._warn(arms, data, lr, seeds)
+        self._warn(arms, data, train, lr, seeds)
         return Study(
             name=name,
             question=question,
@@ -115,15 +117,17 @@ class _Reader:
         return None
 
     def _baseline(self) -> ModelSpec | None:
-        given = self.given.get("baseline")
-        if given is None:
+        if "baseline" not in self.given:
             return None
+        given = self.given["baseline"]
         with self.problems.at("baseline"):
             if isinstance(given, str):
                 beside = Path(self.file).parent / given
                 spec = ModelSpec.read(beside if beside.is_file() else find_config(given, "models"))
+            elif isinstance(given, Mapping):
+                spec = ModelSpec.from_dict(given)
             else:
-                spec = ModelSpec.from_dict(sections.mapping("baseline", given))
+                raise SpecError(f"{given!r}; it must be a mapping, or the name of a model's file")
             plan(spec)
             return spec
         return None
@@ -149,6 +153,15 @@ class _Reader:
                 )
                 self.problems.add(f"eval.{i}.name", f"{test.name!r} {why}; each test has a name of its own")
         return [test for test in read if test]
+
+    def _named(self) -> tuple[list[Axis], dict[str, Mapping[str, Any]], list[Place] | None]:
+        """The axes, the arms that have names, and every arm of their product. None: what they are is not clear."""
+        before = len(self.problems.found)
+        axes, listed = self._axes(), self._arms()
+        if len(self.problems.found) == before:
+            with self.problems.at():
+                return axes, listed, places(listed, axes) or None
+        return axes, listed, None
 
     def _arms(self) -> dict[str, Mapping[str, Any]]:
         given = self.given.get("arms") or {}
@@ -184,10 +197,12 @@ class _Reader:
                 self.problems.add(f"axes.{axis.name}", f"{axis.path} is the path of two axes; join their values in one")
         return axes
 
-    def _reference(self, found: Sequence[Draft]) -> str | None:
-        names = [draft.name for draft in found]
-        wanted = self.given.get("reference", names[0] if names else None)
-        if names and wanted not in names:
+    def _reference(self, names: Sequence[str] | None) -> str | None:
+        """The name of the reference; None where it is not clear which there are."""
+        if not names:
+            return None
+        wanted = self.given.get("reference", names[0])
+        if wanted not in names:
             some = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
             near = did_you_mean(str(wanted), names)
             self.problems.add("reference", f"there is no arm {wanted!r}; arms: {some}.{near}")
@@ -195,12 +210,20 @@ class _Reader:
         return wanted
 
     def _settled(
-        self, found: Sequence[Draft], data: Data | None, match: Match | None, reference: str | None
+        self,
+        found: Sequence[Draft],
+        data: Data | None,
+        match: Match | None,
+        reference: str | None,
+        names: Sequence[str] | None,
     ) -> tuple[Arm, ...]:
         """The arms, matched, once everything that decides them is known."""
         wrong = match is None and self.given.get("match") not in (None, "none")
         if not found or data is None or reference is None or wrong:
             return ()
+        target = (match.of or reference) if match else None
+        if target in names and target not in [draft.name for draft in found]:
+            return ()  # it cannot be built, which has been said
         context = None
         with self.problems.at():
             context = length_of(data)
@@ -221,7 +244,7 @@ class _Reader:
         return [(path, claim) for path, claim in read if claim]
 
     # -------------------------------------------------------------------------------------------------------- warnings
-    def _warn(self, arms: Sequence[Arm], data: Data, lr: Sequence[float], seeds: int) -> None:
+    def _warn(self, arms: Sequence[Arm], data: Data, train: Train, lr: Sequence[float], seeds: int) -> None:
         allowed, warn = self.given.get("allow", ()), self.problems.warn
         if len(lr) < LEAST_LRS and "few_lrs" not in allowed:
             warn(
@@ -230,6 +253,8 @@ class _Reader:
         least = 5 if data.task else 3
         if seeds < least and "few_seeds" not in allowed:
             warn("seeds", f"{seeds}; results of {'tasks' if data.task else 'text'} scatter so that {least} are usual")
+        if train.warmup >= train.steps:
+            warn("train.warmup", f"{train.warmup} of {train.steps} steps; no run gets to its learning rate")
         first = [arm.name for arm in arms if _attention_first(arm)]
         if first and "attention_first" not in allowed:
             many = f"{len(first)} arms begin" if len(first) > 1 else f"{first[0]} begins"

@@ -111,7 +111,13 @@ def steps_of_lr(path: str, value: Any) -> tuple[float, ...]:
     """The grid of learning rates, ascending."""
     if not isinstance(value, list | tuple) or not value:
         raise SpecError(f"{path}: {value!r}; it must be a list such as [5.0e-4, 1.0e-3, 2.0e-3, 4.0e-3]")
-    found = [positive(f"{path}.{i}", item) for i, item in enumerate(value)]
+    problems = Problems()
+    found = []
+    for i, item in enumerate(value):
+        with problems.at():
+            found.append(positive(f"{path}.{i}", item))
+    if problems.found:
+        raise SpecError("\n".join(problems.found))
     if len(set(found)) < len(found):
         raise SpecError(f"{path}: {value!r}: a learning rate stands there twice; each is a run of its own")
     return tuple(sorted(found))

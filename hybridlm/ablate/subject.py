@@ -10,7 +10,7 @@ from hybridlm.ablate.parts import Data
 from hybridlm.ablate.problems import Problems
 from hybridlm.errors import DataError, SpecError
 from hybridlm.tasks.data import misfits
-from hybridlm.tasks.task import Task, make
+from hybridlm.tasks.task import HELD_OUT, TRAINING, Samples, Task, make
 from hybridlm.train.corpus import corpus_bytes
 from hybridlm.train.data import TextData
 
@@ -44,7 +44,7 @@ def guess_of(data: Data) -> float | None:
 def check_fit(path: str, data: Data, arms: Sequence[Arm], problems: Problems) -> None:
     """Data that is there, and that every arm can read and answer; what is not is among the problems."""
     try:
-        reader: Any = task_of(data) if data.task else _text(data)
+        reader: Any = _drawn(task_of(data)) if data.task else _text(data)
     except (SpecError, DataError) as error:
         problems.add(path, str(error))
         return
@@ -55,6 +55,13 @@ def check_fit(path: str, data: Data, arms: Sequence[Arm], problems: Problems) ->
     for reason, names in wrong.items():
         who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         problems.add(path, f"{who}: {reason}")
+
+
+def _drawn(task: Task) -> Task:
+    """The task, of which there are samples to train on and others to test."""
+    for family in (TRAINING, HELD_OUT):
+        Samples(task, 0).sample(family, 0)
+    return task
 
 
 def _text(data: Data) -> TextData:

@@ -111,7 +111,7 @@ def test_what_is_missing_is_named(key):
         ({"baseline": "tinny"}, "baseline: tinny: no such file.*Did you mean 'models/tiny.yaml'"),
         ({"baseline": "M" * 5000}, "baseline: .*name too long"),
         ({"baseline": {"d_model": 64}}, "baseline: pattern: missing"),
-        ({"baseline": 3}, "baseline: .*3; it must be a mapping"),
+        ({"baseline": 3}, "x.yaml: baseline: 3; it must be a mapping"),
         (
             {"arms": None, "axes": {"s": {"blocks.S.mixer.d_state": [16, 64]}}},
             "axes.s: blocks.S.mixer.d_state changes nothing",
@@ -154,7 +154,25 @@ def test_what_is_missing_is_named(key):
         ({"budget": {"gpu_hours": 1, "cores": 2}}, "budget.cores: is for a budget in minutes"),
         ({"lr": []}, "lr: "),
         ({"lr": [0.0]}, "lr.0: 0; it must be above 0"),
-        ({"lr": ["a"]}, "lr.0: 'a' is not a finite number"),
+        ({"lr": ["a", 1e-3, -1]}, r"lr.0: 'a' is not a finite number.*\n.*lr.2: -1 is out of range"),
+        (
+            {"data": {"task": "copying", "params": {"vocab_size": 3, "tokens": 2}}, "claims": None},
+            "data: copying: 2000 draws gave no .* sample",
+        ),
+        (
+            {"eval": [{"name": "few", "task": "copying", "params": {"vocab_size": 3, "tokens": 2}}], "claims": None},
+            "eval.0: copying: 2000 draws gave no .* sample",
+        ),
+        (
+            {"train": {"steps": 500, "stop_at": {"bits_per_byte": 1.0}}, "claims": None},
+            "train.stop_at.bits_per_byte: it is not measured .*known: accuracy, solved, loss$",
+        ),
+        ({"train": {"steps": 500, "stop_at": {"accuracy": 1.1}}}, "accuracy: 1.1 is never got to: .* at most 1"),
+        ({"train": {"steps": 500, "stop_at": {"solved": 0.0}}}, "solved: 0 is there before anything is learned"),
+        (
+            {"train": {"steps": 500, "stop_at": {"accuracy": 0.125}}, "claims": None},
+            "train.stop_at.accuracy: 0.125 is there before anything is learned: the best guess gets 0.125",
+        ),
         ({"seeds": True}, "seeds: True is not an integer"),
         ({"allow": ["few_lr"]}, "allow.*few_lrs"),
     ],
@@ -240,6 +258,49 @@ def test_an_interval_needs_seeds():
 def test_solved_at_needs_stop_at():
     claim = {"name": "x", "metric": "solved_at", "arm": "hybrid", "at_most": 100}
     assert "solved_at is the step at which train.stop_at holds" in problems(train={"steps": 500}, claims=[claim])
+
+
+def test_steps_to_solve_are_counted_from_the_first_test_on():
+    claim = {"name": "x", "metric": "solved_at", "arm": "hybrid", "at_most": 99}
+    train = {"steps": 500, "eval_every": 100, "stop_at": {"accuracy": 0.99}}
+    assert "claims.0.at_most: 99 cannot hold: solved_at is from 100 to inf" in problems(train=train, claims=[claim])
+    assert Study.from_dict(file(train=train, claims=[{**claim, "at_most": 100}])).claims[0].at_most == 100
+
+
+@pytest.mark.parametrize("more", [{}, {"reference": "pure"}, {"match": {"to": "params", "of": "pure"}}])
+def test_an_arm_that_cannot_be_built_is_told_once_and_not_missed_elsewhere(more):
+    wrong = {"hybrid": {}, "pure": {"patern": "MM"}, "small": {"blocks.M.mixer.d_state": 16}}
+    said = problems(arms=wrong, claims=[GOOD["claims"][0], {**GOOD["claims"][1], "arm": "hybird"}], **more)
+    assert "2 problems" in said
+    assert "arms.pure: patern: a model has no 'patern'" in said
+    assert "claims.1.arm: there is no arm 'hybird'; arms: hybrid, pure, small. Did you mean 'hybrid'?" in said
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"arms": None, "axes": {"r": {"placement": ["evn", "front"]}}},
+        {"arms": None},
+        {"arms": {}},
+        {"arms": ["hybrid", "pure"]},
+        {"baseline": None},
+    ],
+)
+def test_where_arms_are_not_clear_claims_about_them_are_not_judged(wrong):
+    assert "problems" not in problems(**{"claims": [GOOD["claims"][0]], **wrong})
+
+
+def test_arms_that_are_one_model_are_not_compared():
+    axes = {"r": {"attention": [0, 1]}, "p": {"placement": ["front", "end"]}}
+    claim = {"name": "x", "metric": "accuracy", "arm": "r=0,p=front", "over": "r=0,p=end", "by": 0.0}
+    said = problems(**{**RATIO, "axes": axes}, claims=[claim])
+    assert "claims.0.over: 'r=0,p=end' is the same model as 'r=0,p=front'" in said
+    Study.from_dict(file(**{**RATIO, "axes": axes}, claims=[{**claim, "over": "r=1,p=end"}]))
+
+
+def test_a_run_that_never_gets_to_its_learning_rate_is_warned_of():
+    study = Study.from_dict(file(train={"steps": 100, "warmup": 100}))
+    assert study.warnings == ("train.warmup: 100 of 100 steps; no run gets to its learning rate",)
 
 
 def test_circles_of_needs_are_refused():

@@ -29,7 +29,7 @@ from hybridlm.export.lift import lift
 from hybridlm.export.lower import MAX_LENGTH, Lowered, passed_over
 from hybridlm.export.original import Original, read_original
 from hybridlm.export.place import read_record, require_empty, require_place, write_record
-from hybridlm.export.proof import Proof, require_transformers
+from hybridlm.export.proof import EXACT, Proof, require_transformers, said_of
 from hybridlm.export.proof import prove as compare
 from hybridlm.export.targets import Order, Target, chosen, targets
 from hybridlm.export.targets import target as named
@@ -110,7 +110,10 @@ def _write_beside(original: Original, target: Target, out: str, length: int, sta
 
 
 def _proof(proof: Proof | None) -> dict[str, Any] | None:
-    return proof and {"errors": dict(proof.errors), "limit": proof.limit, "tokens": proof.tokens}
+    if proof is None:
+        return None
+    wide = {"float64": {"errors": dict(proof.exact), "limit": EXACT}} if proof.exact else {}
+    return {"errors": dict(proof.errors), "limit": proof.limit, "tokens": proof.tokens, **wide}
 
 
 def _versions() -> dict[str, str]:
@@ -196,8 +199,10 @@ def _imported(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------------------------------- printing
 def _compared(proof: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The worst errors."""
-    worst = ", ".join(f"{name} {error:.1e}" for name, error in proof["errors"].items())
-    return [("worst error", f"{worst}; allowed {proof['limit']:.0e} of the logits' RMS")]
+    said = [("worst error", f"{said_of(proof['errors'])}; allowed {proof['limit']:.0e} of the logits' RMS")]
+    if wide := proof.get("float64"):
+        said.append(("in float64", f"{said_of(wide['errors'])}; allowed {wide['limit']:.0e}: the rest is rounding"))
+    return said
 
 
 def _print(rows: Sequence[tuple[str, str]]) -> None:

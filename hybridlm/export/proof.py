@@ -1,17 +1,23 @@
-"""Proof that an export is the model: both read the same tokens, in float32, and their logits are compared."""
+"""Proof that an export is the model: both read the same tokens, in float32, and their logits are compared.
+
+Where rounding alone may be what keeps them apart, they are compared in float64 as well: there the mathematics either
+agrees to many digits, or it is another one.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from hybridlm.compose.build import build
 from hybridlm.compose.model import HybridLM
@@ -20,31 +26,49 @@ from hybridlm.errors import ExportError, UnsupportedError
 
 LIMIT = 2e-5
 """The most that any logit may be off, in units of the RMS of all."""
+ROUNDED, EXACT = 1e-3, 1e-8
+"""Where it is off by more than that, and by ROUNDED at most, float64 decides: there it may be off by EXACT."""
 ROWS, PROMPT, STEPS, PADS = 2, 24, 4, 5
 LONGEST = 2048  # tokens that are read to get past a window
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared: {prefill, step, padded: worst error of a logit over the RMS of all}, over so many tokens."""
+    """What was compared: {prefill, step, padded: worst error of a logit over the RMS of all}, over so many tokens.
+
+    exact: the same in float64, which decided; empty where float32 did.
+    """
 
     errors: Mapping[str, float]
     tokens: int
     limit: float = LIMIT
+    exact: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:
-        """Whether every error is within the limit; one that is no number is not."""
-        return all(error <= self.limit for error in self.errors.values())
+        """Whether every error is within its limit; one that is no number is not, nor are none at all."""
+        if self.exact:
+            return _within(self.errors, max(self.limit, ROUNDED)) and _within(self.exact, EXACT)
+        return _within(self.errors, self.limit)
 
     def require(self, target: str, reader: str = "transformers") -> None:
         """ExportError unless it holds. reader: what read the export back."""
         if not self.holds:
-            worst = ", ".join(f"{name} {error:.1e}" for name, error in self.errors.items())
+            wide = f"; in float64 {said_of(self.exact)}, and {EXACT:.0e} is allowed" if self.exact else ""
             raise ExportError(
-                f"{target}: what was written is not the model: {worst} of the logits' RMS, and {self.limit:.0e} is "
-                f"allowed. It is a bug of hybridlm's, or of the {reader} that read it back; nothing was left behind"
+                f"{target}: what was written is not the model: {said_of(self.errors)} of the logits' RMS, and "
+                f"{self.limit:.0e} is allowed{wide}. It is a bug of hybridlm's, or of the {reader} that read it back; "
+                "nothing was left behind"
             )
+
+
+def said_of(errors: Mapping[str, float]) -> str:
+    """Errors in one line."""
+    return ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+
+
+def _within(errors: Mapping[str, float], limit: float) -> bool:
+    return bool(errors) and all(error <= limit for error in errors.values())
 
 
 def prove(model: HybridLM, folder: Path, *, trust_remote_code: bool = False) -> Proof:
@@ -53,27 +77,45 @@ def prove(model: HybridLM, folder: Path, *, trust_remote_code: bool = False) -> 
     UnsupportedError: transformers is not installed. ExportError: the model's own logits are not finite, or transformers
     cannot run what is in the folder.
     """
-    transformers = require_transformers()
-    ours, tokens = in_float32(model), long_prompt(model)
-    drawn = torch.Generator().manual_seed(0)
+    require_transformers()
+    tokens = long_prompt(model)
+    proof = Proof(_errors(model, folder, tokens, torch.float32, trust_remote_code), tokens + STEPS)
+    if proof.holds or not _within(proof.errors, ROUNDED):
+        return proof
+    with in_float64():
+        return replace(proof, exact=_errors(model, folder, tokens, torch.float64, trust_remote_code))
+
+
+@torch.no_grad()
+def _errors(
+    model: HybridLM, folder: Path, tokens: int, dtype: torch.dtype, trust_remote_code: bool
+) -> dict[str, float]:
+    """{prefill, step, padded: the worst error} of both in a dtype."""
+    ours, drawn = in_dtype(model, dtype), torch.Generator().manual_seed(0)
     ids = torch.randint(model.spec.vocab_size, (ROWS, tokens + STEPS), generator=drawn)
     valid = torch.ones_like(ids, dtype=torch.bool)
     valid[0, :PADS] = False
     padded = torch.where(valid, ids, 0)
-    with torch.no_grad():
-        whole = ours(ids).logits
-        if not whole.isfinite().all():
-            raise ExportError("the model's own logits are not finite: there is nothing that an export could agree with")
-        steps = _own_steps(ours, ids, tokens)
-        wanted = {"prefill": whole, "step": steps, "padded": ours(padded, valid=valid).logits[valid]}
-    with torch.no_grad(), _quiet(transformers), _told():
-        theirs = opened(folder, trust_remote_code=trust_remote_code)
+    steps = _own_steps(ours, ids, tokens)
+    wanted = {"prefill": ours(ids).logits, "step": steps, "padded": ours(padded, valid=valid).logits[valid]}
+    _require_answers(wanted.values())
+    with _quiet(require_transformers()), _told():
+        theirs = opened(folder, trust_remote_code=trust_remote_code, dtype=dtype)
         found = {
-            "prefill": _logits(theirs, input_ids=ids),
+            "prefill": theirs(input_ids=ids, use_cache=False).logits,
             "step": _stepped(theirs, ids, tokens),
-            "padded": _logits(theirs, input_ids=padded, attention_mask=valid.long())[valid],
+            "padded": theirs(input_ids=padded, attention_mask=valid.long(), use_cache=False).logits[valid],
         }
-    return Proof({name: worst(found[name], right) for name, right in wanted.items()}, tokens + STEPS)
+    return {name: worst(found[name].to(dtype), right) for name, right in wanted.items()}
+
+
+def _require_answers(logits: Iterable[Tensor]) -> None:
+    """ExportError where the model's own logits could not tell one export from another."""
+    for some in logits:
+        if not some.isfinite().all():
+            raise ExportError("the model's own logits are not finite: there is nothing that an export could agree with")
+        if not some.any():
+            raise ExportError("the model's own logits are all 0, and so are those of many others: nothing is proved")
 
 
 @contextmanager
@@ -87,10 +129,10 @@ def _told() -> Iterator[None]:
         raise ExportError(f"transformers cannot run what was written: {type(error).__name__}: {error}") from error
 
 
-def opened(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The model that transformers makes of a folder, in float32, with plain attention, in evaluation mode."""
+def opened(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """The model that transformers makes of a folder, in a dtype, with plain attention, in evaluation mode."""
     transformers = require_transformers()
-    how = {"dtype": torch.float32, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
+    how = {"dtype": dtype, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
     how["experts_implementation"] = "eager"  # its grouped products take no odd widths
     with _quiet(transformers):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
@@ -134,10 +176,36 @@ def worst(found: Tensor, wanted: Tensor) -> float:
 
 def in_float32(model: HybridLM) -> HybridLM:
     """A copy on the CPU in float32, in evaluation mode."""
+    return in_dtype(model, torch.float32)
+
+
+def in_dtype(model: HybridLM, dtype: torch.dtype) -> HybridLM:
+    """The same in another dtype."""
     copy = build(model.spec, device="meta")
-    weights = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     copy.load_state_dict(weights, assign=True)
     return copy.eval()
+
+
+class _Float64(TorchFunctionMode):
+    """Wherever code says float32, it is understood as float64."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        func = Tensor.double if func is Tensor.float else func
+        args, kwargs = tree_map(lambda one: torch.float64 if one is torch.float32 else one, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Compute in float64 alone: models of transformers say float32 in their norms, softmaxes and decays."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64():
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def long_prompt(model: HybridLM) -> int:
@@ -147,21 +215,17 @@ def long_prompt(model: HybridLM) -> int:
     return min(LONGEST, max([PROMPT, *(window + 8 for window in windows)]))
 
 
-def _logits(theirs: Any, **inputs: Any) -> Tensor:
-    return theirs(**inputs, use_cache=False).logits.float()
-
-
 def _stepped(theirs: Any, ids: Tensor, prompt: int) -> Tensor:
     """Logits of a prefill and then of single tokens with the cache."""
     out = theirs(input_ids=ids[:, :prompt], use_cache=True)
-    logits, cache = [out.logits.float()], _cache(out)
+    logits, cache = [out.logits], _cache(out)
     taken = inspect.signature(theirs.forward).parameters
     for t in range(prompt, ids.shape[1]):
         more = {} if "cache_params" in cache else {"attention_mask": torch.ones(len(ids), t + 1, dtype=torch.long)}
         if "position_ids" in taken:
             more["position_ids"] = torch.full((len(ids), 1), t)  # as in generate; without, Bamba begins at 0 again
         out = theirs(input_ids=ids[:, t : t + 1], use_cache=True, **more, **cache)
-        logits.append(out.logits.float())
+        logits.append(out.logits)
         cache = _cache(out)
     return torch.cat(logits, dim=1)
 

@@ -89,6 +89,23 @@ def test_what_was_measured_is_what_is_recorded(card, target):
     assert f"- {target}\n" in text
 
 
+def test_what_only_float64_shows_is_stated(tmp_path, capsys):
+    """Of a model that makes more of what float32 rounds: both figures, in card, record and table."""
+    mixer = {"type": "mamba", "dt_rank": 1, "d_state": 4, "bcdt_norm": True}
+    blocks = {"m": {"mixer": mixer}, "A": {"mixer": {"type": "attention", "heads": 2, "rope": False}}}
+    spec = {"pattern": "mAm", "d_model": 32, "vocab_size": 97, "blocks": blocks, "mlp": {"type": "swiglu", "width": 24}}
+    hl.save(built(spec, 24), tmp_path / "model")
+    export_model(str(tmp_path / "model"), str(tmp_path / "out"), to="jamba")
+    proof = json.loads((tmp_path / "out/export.json").read_text())["proof"]
+    text, said = (tmp_path / "out/README.md").read_text(), capsys.readouterr().out
+    assert max(proof["errors"].values()) > proof["limit"]
+    assert proof["float64"]["limit"] == 1e-8
+    for error in proof["float64"]["errors"].values():
+        assert f"| {error:.1e} | 1e-08 |" in text
+        assert f"{error:.1e}" in said
+    assert "in float64 as well, and there they are the same model" in text
+
+
 def test_the_model_is_told(card):
     folder, text = card("remote-code")
     (front,) = re.findall(r"\A---\n(.*?)\n---\n", text, re.DOTALL)

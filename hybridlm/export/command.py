@@ -125,12 +125,11 @@ def _versions() -> dict[str, str]:
 
 def _exported(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The table of an export."""
-    served = ", ".join(about["served_by"])
     return [
         ("written", about["folder"]),
         ("target", about["target"]),
         *(_compared(about["proof"]) if about["proof"] else [("compared", "every tensor, bit by bit: the same")]),
-        ("served by", served),
+        ("served by", ", ".join(about["served_by"])),
         *((name, readable_bytes(entry["bytes"])) for name, entry in about["files"].items()),
     ]
 

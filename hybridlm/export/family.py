@@ -68,9 +68,10 @@ class Family(Source):
 
     served_by: ClassVar[tuple[str, ...]] = ()
 
-    def servers(self, stack: Stack) -> tuple[str, ...]:
-        """What of `served_by` runs this model."""
-        return tuple(name for name in self.served_by if name != "llama.cpp" or self.in_llama_cpp(stack))
+    def servers(self, stack: Stack, merges: bool) -> tuple[str, ...]:
+        """What of `served_by` runs this model. merges: its tokenizer has some; llama.cpp opens no other."""
+        in_llama_cpp = merges and self.in_llama_cpp(stack)
+        return tuple(name for name in self.served_by if name != "llama.cpp" or in_llama_cpp)
 
     def in_llama_cpp(self, stack: Stack) -> bool:
         """Whether llama.cpp runs this model of a family that it runs."""

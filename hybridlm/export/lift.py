@@ -47,11 +47,12 @@ def lift(
     theirs, config = read_config(folder)
     fields = Fields(config, str(folder / CONFIG))
     spec = _read_spec(theirs, fields)
+    stack = plan(spec)
     reader = ShardReader(folder)
     with changing(out, replaces=(*FORMS, *TEXT_FILES)) as staged:
-        weights = theirs.found(plan(spec), config, reader.entries)
+        weights = theirs.found(stack, config, reader.entries)
         files = _write_weights(reader, weights, spec, staged)
-        (staged / CONFIG).write_text(config_text(plan(spec).spec))
+        (staged / CONFIG).write_text(config_text(stack.spec))
         for path in [folder / name for name in TEXT_FILES if (folder / name).is_file()]:
             shutil.copyfile(path, staged / path.name)
         write_manifest(staged, [*files, CONFIG])

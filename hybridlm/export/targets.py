@@ -70,13 +70,12 @@ def chosen(original: Original, to: str) -> Target:
 
     ExportError: the model cannot be said in it, with every reason.
     """
-    stack = original.stack
+    stack, text = original.stack, original.text
     if to == "auto":
         to = next(iter(fits(stack)), REMOTE)
     if to in FAMILIES:
-        merges = original.text is not None and original.text.path is not None  # llama.cpp opens nothing without
-        served = choose(stack, to).servers(stack)
-        return replace(target(to), served_by=tuple(name for name in served if merges or name != "llama.cpp"))
+        servers = choose(stack, to).servers(stack, merges=text is not None and text.path is not None)
+        return replace(target(to), served_by=servers)
     if said := target(to).misfits(stack):
         others = [form.name for form in FORMS if not form.misfits(stack)]
         raise ExportError(

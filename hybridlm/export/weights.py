@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,10 +94,3 @@ def scaled(weight: Weight, scale: float) -> Weight:
 def entries(theirs: str, ours: str, count: int) -> list[Weight]:
     """One of theirs for each entry of ours, such as the experts of a mixture. theirs: with {} for the number."""
     return [Weight(theirs.format(i), (ours,), index=i) for i in range(count)]
-
-
-def check_complete(weights: Sequence[Weight], ours: Iterable[str]) -> None:
-    """AssertionError unless every tensor of ours is in theirs, and each of theirs is named once."""
-    missing = set(ours) - {name for weight in weights for name in weight.ours}
-    assert not missing, f"not exported: {sorted(missing)}"
-    assert len({weight.theirs for weight in weights}) == len(weights), "a tensor of theirs is named twice"

@@ -159,6 +159,11 @@ def needed(halves: Iterable[Half], test: Callable[[Any], bool], said: str) -> li
     return once(f"{half.place}: {half.type}.{said}" for half in halves if not test(half.config))
 
 
+def present(halves: list[Half], kind: str, why: str) -> list[str]:
+    """That there is none of a kind, where a stack has to have one."""
+    return [] if halves else [f"pattern: no {kind} in it; {why}"]
+
+
 def once(said: Iterable[str]) -> list[str]:
     """Without repetitions, in order."""
     return list(dict.fromkeys(said))

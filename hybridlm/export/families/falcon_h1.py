@@ -37,6 +37,7 @@ from hybridlm.export.halves import (
     once,
     outer,
     plain,
+    present,
     unpaired,
 )
 from hybridlm.export.weights import Shape, Weight, renamed
@@ -67,7 +68,7 @@ class FalconH1(Family):
             return wrong
         attention = of_type(mixers, "attention")
         return [
-            *([] if of_type(mixers, "mamba2") else ["pattern: no mamba2 in it; the family is for hybrids"]),
+            *present(of_type(mixers, "mamba2"), "mamba2", "the family is for hybrids"),
             *not_rotary(attention),
             *mixed(mixers),
             *mixed(mlps),

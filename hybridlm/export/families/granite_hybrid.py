@@ -9,14 +9,18 @@ from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.parts import (
     QKVO,
+    even_heads,
+    gated_norms,
     head_scale,
     mamba2_weights,
+    no_qk_norm,
     norm,
     read_chunk,
     rope,
     rope_theta,
     unlimited_steps,
     unscaled,
+    whole_expand,
     whole_heads,
 )
 from hybridlm.export.family import Family, ends
@@ -27,11 +31,11 @@ from hybridlm.export.halves import (
     mixed,
     mixer_halves,
     mlp_halves,
-    needed,
     of_type,
     outer,
     pairs,
     plain,
+    present,
     unpaired,
 )
 from hybridlm.export.weights import Weight, renamed
@@ -52,23 +56,19 @@ class GraniteHybrid(Family):
     def misfits(self, stack: Stack) -> list[str]:
         if said := outer(stack) + plain(stack):
             return said
-        mixers, mlps, d = mixer_halves(stack), mlp_halves(stack), stack.spec.d_model
+        mixers, mlps = mixer_halves(stack), mlp_halves(stack)
         wrong = allowed(mixers, KINDS, "mixer") + allowed(mlps, ["swiglu"], "MLP")
         if wrong := wrong + unpaired(stack):
             return wrong
         attention, mamba = of_type(mixers, "attention"), of_type(mixers, "mamba2")
         return [
-            *([] if mamba else ["pattern: no mamba2 in it; the family is for hybrids"]),
-            *(
-                []
-                if attention
-                else ["pattern: no attention in it; without any, transformers cannot decode step by step"]
-            ),
-            *needed(attention, lambda c: c.head_dim * c.heads == d, "head_dim: it is d_model / heads there"),
-            *needed(attention, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+            *present(mamba, "mamba2", "the family is for hybrids"),
+            *present(attention, "attention", "transformers cannot cache a stack without"),
+            *even_heads(attention, stack.spec.d_model),
+            *no_qk_norm(attention),
             *whole_heads(attention),
-            *needed(mamba, lambda c: c.gated_norm, "gated_norm: false; every layer has the norm there"),
-            *needed(mamba, lambda c: c.expand == int(c.expand), "expand: it is a whole number there"),
+            *gated_norms(mamba),
+            *whole_expand(mamba),
             *mixed(mixers),
             *mixed(mlps),
         ]

@@ -8,10 +8,19 @@ from hybridlm.compose.pattern import MAX_LAYERS, compact
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.llama import decoder, layer_weights, not_decoder
-from hybridlm.export.families.parts import cached_windows, head_scale, rope, rope_theta, unscaled, whole_heads
+from hybridlm.export.families.parts import (
+    cached_windows,
+    even_heads,
+    head_scale,
+    no_qk_norm,
+    rope,
+    rope_theta,
+    unscaled,
+    whole_heads,
+)
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
-from hybridlm.export.halves import Half, mixed, mixer_halves, mlp_halves, needed, once, pairs
+from hybridlm.export.halves import Half, mixed, mixer_halves, mlp_halves, once, pairs
 from hybridlm.export.weights import Weight
 
 KINDS = {"attention": "full_attention", "sliding_window": "sliding_attention"}
@@ -28,10 +37,10 @@ class GraniteSWA(Family):
     def misfits(self, stack: Stack) -> list[str]:
         if said := not_decoder(stack, *KINDS):
             return said
-        mixers, d = mixer_halves(stack), stack.spec.d_model
+        mixers = mixer_halves(stack)
         return [
-            *needed(mixers, lambda c: c.head_dim * c.heads == d, "head_dim: it is d_model / heads there"),
-            *needed(mixers, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+            *even_heads(mixers, stack.spec.d_model),
+            *no_qk_norm(mixers),
             *whole_heads(mixers),
             *cached_windows([half for half in mixers if half.type == "sliding_window"]),
             *_uneven(mixers),

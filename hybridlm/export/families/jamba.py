@@ -9,7 +9,18 @@ from typing import Any
 from hybridlm.compose.pattern import MAX_LAYERS, compact
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import GATED, MAMBA, QKVO, kv_heads, norm
+from hybridlm.export.families.parts import (
+    GATED,
+    MAMBA,
+    QKVO,
+    even_heads,
+    kv_heads,
+    no_positions,
+    no_qk_norm,
+    norm,
+    plain_selection,
+    whole_expand,
+)
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import (
@@ -24,6 +35,7 @@ from hybridlm.export.halves import (
     outer,
     pairs,
     plain,
+    present,
     unpaired,
 )
 from hybridlm.export.weights import Weight, entries, renamed
@@ -112,21 +124,19 @@ class Jamba(Family):
 # ---------------------------------------------------------------------------------------------------- what does not fit
 def _mamba_misfits(found: list[Half]) -> list[str]:
     return [
-        *([] if found else ["pattern: no mamba in it; the family is for hybrids"]),
+        *present(found, "mamba", "the family is for hybrids"),
         *needed(found, lambda c: c.bcdt_norm, "bcdt_norm: false; every layer has it there: bcdt_norm: true would fit"),
-        *needed(found, lambda c: c.expand == int(c.expand), "expand: it is a whole number there"),
-        *needed(found, lambda c: c.discretization == "euler", "discretization: only euler is known there"),
-        *needed(found, lambda c: set(c.select) == {"dt", "B", "C"}, "select: dt, B and C are all selected there"),
-        *needed(found, lambda c: c.gate, "gate: false; every layer has one there"),
+        *whole_expand(found),
+        *plain_selection(found),
     ]
 
 
 def _attention_misfits(found: list[Half], d: int) -> list[str]:
     return [
-        *([] if found else ["pattern: no attention in it, and transformers cannot cache a stack without"]),
-        *needed(found, lambda c: not c.rope, "rope: true; no layer has rotary positions there"),
-        *needed(found, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
-        *needed(found, lambda c: c.head_dim * c.heads == d, "head_dim: it is d_model / heads there"),
+        *present(found, "attention", "transformers cannot cache a stack without"),
+        *no_positions(found),
+        *no_qk_norm(found),
+        *even_heads(found, d),
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import GATED, QKVO, norm, rope, rope_theta, whole_heads
+from hybridlm.export.families.parts import GATED, QKVO, no_qk_norm, norm, rope, rope_theta, whole_heads
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import Half, allowed, mixed, mixer_halves, mlp_halves, needed, outer, pairs, plain, unpaired
@@ -56,7 +56,7 @@ def not_rotary(mixers: list[Half]) -> list[str]:
     """Where heads have no rotary positions, or something else besides."""
     return [
         *needed(mixers, lambda c: c.rope, "rope: false; every layer has rotary positions there"),
-        *needed(mixers, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
+        *no_qk_norm(mixers),
         *whole_heads(mixers),
     ]
 

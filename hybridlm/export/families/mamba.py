@@ -7,7 +7,7 @@ from typing import Any
 
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.export.families.parts import MAMBA, norm
+from hybridlm.export.families.parts import MAMBA, norm, plain_selection, whole_expand
 from hybridlm.export.family import Family, ends
 from hybridlm.export.fields import Fields
 from hybridlm.export.halves import Half, allowed, mixed, mixer_halves, mlp_halves, needed, outer, plain
@@ -28,7 +28,7 @@ class Mamba(Family):
             return said
         mixers = mixer_halves(stack)
         return [
-            *needed(mixers, lambda c: c.expand == int(c.expand), "expand: it is a whole number there"),
+            *whole_expand(mixers),
             *plain_selection(mixers),
             *needed(mixers, lambda c: not c.bcdt_norm, "bcdt_norm: true; no layer has these norms there"),
             *mixed(mixers),
@@ -47,15 +47,6 @@ class Mamba(Family):
         mixer: dict[str, Any] = {"type": "mamba", "dt_rank": None if rank == "auto" else rank}
         mixer |= {"d_state": fields.take("state_size", 16, int), "expand": fields.take("expand", 2, int)}
         return stacked(fields, "m", mixer, tied=True)
-
-
-def plain_selection(mixers: list[Half]) -> list[str]:
-    """Where Mamba is not that of the paper's code: what it selects, how it is discretized, its gate."""
-    return [
-        *needed(mixers, lambda c: set(c.select) == {"dt", "B", "C"}, "select: dt, B and C are all selected there"),
-        *needed(mixers, lambda c: c.discretization == "euler", "discretization: zoh; it is euler there"),
-        *needed(mixers, lambda c: c.gate, "gate: false; every layer has a gate there"),
-    ]
 
 
 # ------------------------------------------------------------------------------------------------ of Mamba, and Mamba-2
@@ -101,9 +92,7 @@ def plain_bias(fields: Fields) -> None:
     fields.must("ssm_cfg", {})
     fields.neutral("time_step_min", "time_step_max", "time_step_floor", "time_step_scale", "time_step_init_scheme")
     fields.neutral("rescale_prenorm_residual", "use_mambapy", "use_associative_scan")
-    fields.neutral(
-        "d_model", "n_layer", "d_inner", "fused_add_norm", "pad_vocab_size_multiple"
-    )  # of before it was theirs
+    fields.neutral("d_model", "n_layer", "d_inner", "fused_add_norm", "pad_vocab_size_multiple")  # mamba_ssm's own
 
 
 def stacked(fields: Fields, letter: str, mixer: dict[str, Any], tied: bool) -> ModelSpec:

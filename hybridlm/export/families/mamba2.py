@@ -7,14 +7,10 @@ from typing import Any
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.mamba import mixer_layers, mixers_alone, plain_bias, said_of_mixers, stacked
-from hybridlm.export.families.parts import (
-    mamba2_weights,
-    read_chunk,
-    unlimited_steps,
-)
+from hybridlm.export.families.parts import gated_norms, mamba2_weights, read_chunk, unlimited_steps, whole_expand
 from hybridlm.export.family import Family
 from hybridlm.export.fields import Fields
-from hybridlm.export.halves import mixed, mixer_halves, needed
+from hybridlm.export.halves import mixed, mixer_halves
 from hybridlm.export.weights import Weight
 
 
@@ -32,8 +28,8 @@ class Mamba2(Family):
             return said
         mixers = mixer_halves(stack)
         return [
-            *needed(mixers, lambda c: c.expand == int(c.expand), "expand: it is a whole number there"),
-            *needed(mixers, lambda c: c.gated_norm, "gated_norm: false; every layer has the norm there"),
+            *whole_expand(mixers),
+            *gated_norms(mixers),
             *mixed(mixers),
         ]
 

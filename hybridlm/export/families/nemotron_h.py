@@ -9,9 +9,12 @@ from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.parts import (
     QKVO,
+    gated_norms,
     kv_heads,
     least_step,
     mamba2_weights,
+    no_positions,
+    no_qk_norm,
     norm,
     read_chunk,
     unlimited_steps,
@@ -29,6 +32,7 @@ from hybridlm.export.halves import (
     of_type,
     outer,
     plain,
+    present,
 )
 from hybridlm.export.weights import Weight, entries, renamed
 
@@ -52,10 +56,10 @@ class NemotronH(Family):
             return wrong
         attention, mamba, experts = of_type(mixers, "attention"), of_type(mixers, "mamba2"), of_type(mlps, "moe")
         return [
-            *([] if attention else ["pattern: no attention in it, and transformers cannot cache a stack without"]),
-            *needed(attention, lambda c: not c.rope, "rope: true; no layer has rotary positions there"),
-            *needed(attention, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there"),
-            *needed(mamba, lambda c: c.gated_norm, "gated_norm: false; every layer has the norm there"),
+            *present(attention, "attention", "transformers cannot cache a stack without"),
+            *no_positions(attention),
+            *no_qk_norm(attention),
+            *gated_norms(mamba),
             *needed(experts, lambda c: c.expert == "relu2", "expert: only relu2 is known there"),
             *needed(experts, lambda c: c.score == "sigmoid", "score: only sigmoid is known there"),
             *needed(experts, lambda c: c.shared_width > 0, "shared_width: 0; every layer has a shared expert there"),

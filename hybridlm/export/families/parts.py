@@ -1,4 +1,4 @@
-"""What several families have in common: attention heads, SwiGLU, Mamba and Mamba-2, in config.json and by name."""
+"""What several families have in common: names of weights, what does not fit, fields of config.json."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ MAMBA = (
 )
 
 
-def cached_windows(mixers: list[Half]) -> list[str]:
-    """Windows that transformers' cache cannot hold."""
-    return needed(mixers, lambda c: c.window > 1, "window: 1; it is at least 2 there, for transformers' cache")
-
-
 def norm(theirs: str, half: Half) -> Weight:
     """The norm before a half."""
     return Weight(f"{theirs}.weight", (f"{half.norm}weight",))
@@ -33,6 +28,52 @@ def mamba2_weights(theirs: str, half: Half) -> list[Weight]:
     return renamed(theirs, half.prefix, (*MAMBA2, *gated))
 
 
+# ---------------------------------------------------------------------------------------------------- what does not fit
+def cached_windows(mixers: list[Half]) -> list[str]:
+    """Windows that transformers' cache cannot hold."""
+    return needed(mixers, lambda c: c.window > 1, "window: 1; it is at least 2 there, for transformers' cache")
+
+
+def no_qk_norm(attention: list[Half]) -> list[str]:
+    """Queries and keys that have a norm."""
+    return needed(attention, lambda c: not c.qk_norm, "qk_norm: true; no layer has it there")
+
+
+def no_positions(attention: list[Half]) -> list[str]:
+    """Rotary positions."""
+    return needed(attention, lambda c: not c.rope, "rope: true; no layer has rotary positions there")
+
+
+def even_heads(attention: list[Half], d_model: int) -> list[str]:
+    """Heads that are not the stream cut into pieces."""
+    return needed(attention, lambda c: c.head_dim * c.heads == d_model, "head_dim: it is d_model / heads there")
+
+
+def whole_expand(mamba: list[Half]) -> list[str]:
+    """Inner streams of both kinds of Mamba that are no whole multiple of the outer one."""
+    return needed(mamba, lambda c: c.expand == int(c.expand), "expand: it is a whole number there")
+
+
+def gated_norms(mamba2: list[Half]) -> list[str]:
+    """Mamba-2 without the norm behind its gate."""
+    return needed(mamba2, lambda c: c.gated_norm, "gated_norm: false; every layer has the norm there")
+
+
+def plain_selection(mamba: list[Half]) -> list[str]:
+    """Where Mamba is not that of the paper's code: what it selects, how it is discretized, its gate."""
+    return [
+        *needed(mamba, lambda c: set(c.select) == {"dt", "B", "C"}, "select: dt, B and C are all selected there"),
+        *needed(mamba, lambda c: c.discretization == "euler", "discretization: zoh; it is euler there"),
+        *needed(mamba, lambda c: c.gate, "gate: false; every layer has a gate there"),
+    ]
+
+
+def whole_heads(attention: list[Half]) -> list[str]:
+    """Heads of which a part is rotated."""
+    return needed(attention, lambda c: not c.rope or c.rope_dim is None, "rope_dim: whole heads are rotated there")
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
 def unscaled(fields: Fields) -> None:
     """The multipliers of Granite, which have to be 1."""
     for name in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
@@ -84,11 +125,6 @@ def kv_heads(fields: Fields, heads: int, default: int) -> int:
 def rope(theta: float) -> dict[str, Any]:
     """Rotary positions of a base, as transformers 5 and as others read them."""
     return {"rope_theta": theta, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
-
-
-def whole_heads(attention: list[Half]) -> list[str]:
-    """Heads of which a part is rotated."""
-    return needed(attention, lambda c: not c.rope or c.rope_dim is None, "rope_dim: whole heads are rotated there")
 
 
 def rope_share(fields: Fields, default: float) -> float:

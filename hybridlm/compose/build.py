@@ -90,10 +90,10 @@ def require_weights(model: HybridLM, error: type[ValueError] = CheckpointError) 
         raise error("the model has no weights yet: it was built on the meta device; call to_empty, init_weights")
 
 
-def config_text(spec: ModelSpec) -> str:
-    """What config.json says of a model in our own format."""
+def config_text(spec: ModelSpec, more: Mapping[str, Any] | None = None) -> str:
+    """What config.json says of a model in our own format. more: further fields, for other readers."""
     about = {"model_type": "hybridlm", "format": FORMAT, "version": __version__, "spec": spec.to_dict()}
-    return json.dumps(about, indent=2)
+    return json.dumps({**about, **(more or {})}, indent=2)
 
 
 def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import hybridlm
-from hybridlm.compose.build import CONFIG, save
+from hybridlm.compose.build import CONFIG, config_text, require_weights
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan, Stack, plan
@@ -20,8 +19,8 @@ from hybridlm.export.lower import Beside, Lowered, put_in_place
 from hybridlm.export.proof import Proof, prove, require_transformers
 from hybridlm.export.remote.bundle import bundle
 from hybridlm.export.remote.source import Library, Target, text_of
-from hybridlm.files import MANIFEST, STAGING, write_manifest
-from hybridlm.shards import FORMS, MAX_BYTES
+from hybridlm.files import STAGING, write_manifest
+from hybridlm.shards import FORMS, MAX_BYTES, entries_of, write_shards
 
 NAME = "remote-code"
 HERE = "hybridlm.export.remote"
@@ -102,16 +101,17 @@ def write_remote(model: HybridLM, folder: str | Path, *, max_shard_bytes: int = 
     stack = plan(model.spec)
     if said := misfits(stack):
         raise ExportError(f"{NAME}: this model is no language model:\n  " + "\n  ".join(said))
-    code = modeling_text(stack)
-    texts = {f"{MODELING}.py": code, f"{CONFIGURATION}.py": _configuration_text(code)}
-    folder = Path(folder)
-    save(model, folder, max_shard_bytes=max_shard_bytes)
-    config = {**json.loads((folder / CONFIG).read_bytes()), **config_of(stack, model.embed.weight.dtype)}
-    texts[CONFIG] = json.dumps(config, indent=2) + "\n"
+    require_weights(model)
+    code, held = modeling_text(stack), model.state_dict().items()
+    texts = {
+        f"{MODELING}.py": code,
+        f"{CONFIGURATION}.py": _configuration_text(code),
+        CONFIG: config_text(stack.spec, config_of(stack, model.embed.weight.dtype)) + "\n",
+    }
+    files = write_shards(folder, entries_of(held), held, max_bytes=max_shard_bytes)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    listed = json.loads((folder / MANIFEST).read_bytes())["files"]
-    write_manifest(folder, [*{*listed, *texts}])
+        (Path(folder) / name).write_text(text, encoding="utf-8")
+    write_manifest(folder, [*files, *texts])
 
 
 def config_of(stack: Stack, dtype: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, SpecError
 from hybridlm.files import MANIFEST, as_path, changing, verify_manifest, write_manifest
-from hybridlm.shards import FORMS, INDEX, MAX_BYTES, WEIGHTS, Entry, ShardReader, entries_of, write_shards
+from hybridlm.shards import FORMS, INDEX, MAX_BYTES, WEIGHTS, ShardReader, entries_of, write_shards
 
 CONFIG = "config.json"
 FORMAT = 1
@@ -104,8 +104,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> HybridLM:
     """
     device = require_device(device)
     saved = read_saved(folder)
-    model = build(saved.spec, device="meta")
-    check_weights(model, saved.weights.entries, str(saved.folder))
+    model = empty_model(saved)
     weights = {name: tensor.to(device, copy=True) for name, tensor in saved.weights}
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True)
@@ -151,10 +150,14 @@ def model_folder(folder: str | Path) -> Path:
     return found
 
 
-def check_weights(model: HybridLM, weights: Mapping[str, Entry], where: str) -> None:
-    """CheckpointError that lists every missing, surplus and misshapen tensor, unless the weights fit the model."""
+def empty_model(saved: Saved) -> HybridLM:
+    """A saved model without its weights, on the meta device.
+
+    CheckpointError that lists every missing, surplus and misshapen tensor, unless the weights fit the spec.
+    """
+    model = build(saved.spec, device="meta")
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: entry.shape for name, entry in weights.items()}
+    given = {name: entry.shape for name, entry in saved.weights.entries.items()}
     faults = [f"{name}: missing" for name in wanted if name not in given]
     faults += [f"{name}: not in the model" for name in given if name not in wanted]
     faults += [
@@ -163,4 +166,5 @@ def check_weights(model: HybridLM, weights: Mapping[str, Entry], where: str) -> 
         if name in given and given[name] != wanted[name]
     ]
     if faults:
-        raise CheckpointError(f"{where}: the weights do not fit the spec:\n  " + "\n  ".join(faults))
+        raise CheckpointError(f"{saved.folder}: the weights do not fit the spec:\n  " + "\n  ".join(faults))
+    return model

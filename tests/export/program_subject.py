@@ -38,10 +38,10 @@ def opened(folder: Path) -> Programs:
     return {name: lambda inputs, module=module: module(*inputs) for name, module in modules.items()}
 
 
-def inputs_of(model: hl.HybridLM, rows: int, tokens: int) -> Tensor:
+def inputs_of(model: hl.HybridLM, rows: int, tokens: int, drawn: torch.Generator) -> Tensor:
     if model.spec.reads_tokens:
-        return torch.randint(model.spec.vocab_size, (rows, tokens))
-    return torch.randn(rows, tokens, model.spec.input.channels)
+        return torch.randint(model.spec.vocab_size, (rows, tokens), generator=drawn)
+    return torch.randn(rows, tokens, model.spec.input.channels, generator=drawn)
 
 
 @torch.no_grad()
@@ -50,17 +50,18 @@ def beside(
 ) -> float:
     """The worst error, over the RMS of the answers, of a prompt in so many calls of prefill and then of steps."""
     rows, tokens = valid.shape
+    drawn = torch.Generator().manual_seed(0)
     interface: Interface = interface_of(model)
     capacity = tokens + steps + spare
     theirs, state, errors = interface.empty(rows, capacity), model.init_state(rows, capacity), []
-    inputs = inputs_of(model, rows, tokens)
+    inputs = inputs_of(model, rows, tokens, drawn)
     for part, real in zip(inputs.chunk(calls, dim=1), valid.chunk(calls, dim=1), strict=True):
         answer, *theirs = programs["prefill"]([part, real, *theirs])
         out = model(part, state, valid=real)
         state = out.state
         errors.append(_error(answer, out.logits))
     for _ in range(steps):
-        inputs = inputs_of(model, rows, 1)
+        inputs = inputs_of(model, rows, 1, drawn)
         answer, *theirs = programs["step"]([inputs, *theirs])
         out = model(inputs, state)
         state = out.state

@@ -163,7 +163,7 @@ def verify_manifest(folder: str | Path, required: Sequence[str] = ()) -> list[st
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
         faults = [f"{name}: not in {MANIFEST}" for name in required if name not in files]
         faults += [fault for name, entry in files.items() if (fault := _fault(folder / name, entry))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: damaged ({error})") from error
     if faults:
         kept = next((path.parent for path in folder.glob(f"{STAGING}*/before/{MANIFEST}")), "a copy")

@@ -133,7 +133,7 @@ def _saved_spec(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / CONFIG).read_bytes())
         found, spec = about["format"], about["spec"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not the config of a saved model ({error!r})") from error
     if found != FORMAT:
         raise CheckpointError(f"{folder}: saved in format {found}; this hybridlm reads format {FORMAT}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybridlm.checks import LARGEST
@@ -24,6 +25,23 @@ NEUTRAL = frozenset(
 """Fields that change no logits of a loaded model in evaluation."""
 
 _MISSING = object()
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+MOST = sys.float_info.max
+FAULTS, LONG = 30, 300  # that an error lists, and characters of each
+
+
+def listed(faults: Sequence[str]) -> str:
+    """Faults, a line each: of many the first ones, of long ones the beginning."""
+    lines = [fault if len(fault) <= LONG else f"{fault[:LONG]}..." for fault in faults[:FAULTS]]
+    more = [f"and {len(faults) - FAULTS} more"] if len(faults) > FAULTS else []
+    return "\n  ".join([*lines, *more])
 
 
 class Fields:
@@ -54,18 +72,21 @@ class Fields:
             return default
         numbers = kind in (int, float) and isinstance(value, bool)
         if numbers or not isinstance(value, (int, float) if kind is float else kind):
-            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            self.problems.append(f"{name}: {value!r}; it has to be a {wanted}")
+            wanted = " or ".join(KINDS[one] for one in (kind if isinstance(kind, tuple) else (kind,)))
+            self.problems.append(f"{name}: {value!r}; it has to be {wanted}")
+            return None if default is _MISSING else default
+        if isinstance(value, int | float) and not -MOST <= value <= MOST:
+            self.problems.append(f"{name}: {value!r}; it has to be a finite number")
             return None if default is _MISSING else default
         return value
 
-    def whole(self, name: str, default: int, low: int = 1, high: int = LARGEST) -> int:
-        """A whole number from `low` to `high`; where it is not, the default, so that reading goes on."""
-        value = self.take(name, default, int)
-        if not low <= value <= high:
+    def whole(self, name: str, default: Any = _MISSING, low: int = 1, high: int = LARGEST) -> int:
+        """A whole number from `low` to `high`; where it is not, the default, or `low`, so that reading goes on."""
+        value, instead = self.take(name, default, int), low if default is _MISSING else default
+        if value is not None and not low <= value <= high:
             self.problems.append(f"{name}: {value}; it has to be from {low} to {high}")
-            return default
-        return value
+            return instead
+        return instead if value is None else value
 
     def several(self, name: str, default: list[Any], kind: type | tuple[type, ...] = str) -> list[Any]:
         """A list of such; where it is none, the default."""
@@ -107,7 +128,7 @@ class Fields:
     def done(self) -> None:
         """ExportError with everything that does not fit, unknown fields among it."""
         if found := self._faults():
-            raise ExportError(f"{self.where}: it cannot be read:\n  " + "\n  ".join(found))
+            raise ExportError(f"{self.where}: it cannot be read:\n  {listed(found)}")
 
     def _faults(self) -> list[str]:
         unknown = [name for name in self.config if name in self and name not in self.read and name not in NEUTRAL]

@@ -18,7 +18,7 @@ from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, ExportError, PatternError, SpecError, did_you_mean
 from hybridlm.export.family import FAMILIES, SOURCES, Source, source
-from hybridlm.export.fields import Fields
+from hybridlm.export.fields import Fields, listed
 from hybridlm.export.tokenizer import TEXT_FILES
 from hybridlm.export.weights import Shape, Weight
 from hybridlm.files import as_path, changing, write_manifest
@@ -70,7 +70,7 @@ def read_config(folder: Path) -> tuple[Source, Mapping[str, Any]]:
         raise ExportError(f"{folder}: {'no such folder' if not folder.exists() else f'no {CONFIG} in it'}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{path}: not JSON ({error})") from error
     if not isinstance(config, dict):
         raise ExportError(f"{path}: a {type(config).__name__}; a config.json holds a mapping")
@@ -124,7 +124,7 @@ def _require_names(weights: Sequence[Weight], found: Sequence[str], reader: Shar
     left = wanted - set(found)
     faults += [f"{name}: not in a model of this config.{did_you_mean(name, left)}" for name in surplus]
     if faults:
-        raise CheckpointError("the weights do not fit the config:\n  " + "\n  ".join(sorted(faults)))
+        raise CheckpointError("the weights do not fit the config:\n  " + listed(sorted(faults)))
 
 
 def _tied_copy(name: str, weights: Sequence[Weight], reader: ShardReader) -> bool:

@@ -81,9 +81,9 @@ def _about(folder: Path) -> Any:
     """Its config.json; None, if it is none."""
     try:
         return json.loads((model_folder(folder) / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError):
         return None
 
 

@@ -72,7 +72,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         names, target = list(record["files"]), record["target"]
         sums = [entry["sha256"] for entry in record["files"].values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if all(isinstance(word, str) for word in (*names, *sums, target)) else None
 

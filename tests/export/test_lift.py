@@ -150,6 +150,7 @@ def test_sinks_survive_roundings(tmp_path, dtype):
     ("text", "word"),
     [
         ("{", "not JSON"),
+        pytest.param("[" * 100_000, "not JSON", id="deep"),
         ("[]", "a list; a config.json holds a mapping"),
         ("{}", "model_type: None; these can be read: .*llama"),
         ('{"model_type": "lama"}', "Did you mean 'llama'"),
@@ -191,7 +192,7 @@ def test_every_field_that_does_not_fit_is_told_at_once(theirs, tmp_path):
         ({"num_attention_heads": 5, "num_key_value_heads": 4, "head_dim": 8}, "kv_heads"),
         ({"head_dim": 7}, "head_dim: 7 is odd"),
         ({"rms_norm_eps": 3.0}, "norm_eps"),
-        ({"num_hidden_layers": 0}, "A0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: 0"),
         ({"vocab_size": -1}, "vocab_size"),
     ],
 )

@@ -69,6 +69,7 @@ def test_what_was_changed_or_added_stays(source, earlier):
     [
         *("", "[]", "{}", "\0", '{"files": {}}', '{"files": 3, "target": "llama"}', '{"files": {}, "target": 3}'),
         *('{"files": {"a": 3}, "target": "llama"}', '{"files": {"a": {"sha256": 3}}, "target": "llama"}'),
+        pytest.param("[" * 100_000, id="deep"),
     ],
 )
 def test_a_record_that_is_none_protects_what_is_there(source, tmp_path, text):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridlm.compose.pattern import compact
+from hybridlm.compose.pattern import MAX_LAYERS, compact
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.granite_hybrid import read_mamba2
@@ -40,7 +40,7 @@ class Bamba(Source):
         fields.must("attention_bias", False)
         fields.must("mlp_bias", False)
         fields.neutral("z_loss_coefficient", "num_logits_to_keep", *INITIAL)
-        d, depth = fields.whole("hidden_size", 4096), fields.whole("num_hidden_layers", 32)
+        d, depth = fields.whole("hidden_size", 4096), fields.whole("num_hidden_layers", 32, high=MAX_LAYERS)
         places = _places(fields, depth)
         blocks = {"M": {"mixer": read_mamba2(fields, d)}, "A": {"mixer": _read_attention(fields, d)}}
         pattern = compact(["A" if i in places else "M" for i in range(depth)])

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from math import isfinite
 from typing import Any
 
+from hybridlm.compose.pattern import MAX_LAYERS
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.llama import decoder, not_rotary
@@ -50,6 +50,7 @@ MULTIPLIERS = {
     "mlp_multipliers": [1.0] * 2,  # of the gate, before its activation, and of what goes out
     "ssm_multipliers": [1.0] * 5,  # of z, x, B, C and dt
 }
+MOST = 1e12  # that weights are multiplied by, or divided
 EMBED = "model.embed_tokens.weight"
 
 
@@ -110,7 +111,9 @@ class FalconH1(Family):
         said = {name: fields.take(name, ones, type(ones)) for name, ones in MULTIPLIERS.items()}
         for name, value in said.items():
             if not _usable(value, MULTIPLIERS[name]):
-                fields.refuse(f"{name}: {value!r}; only finite numbers other than 0 can be read, as many as there are")
+                fields.refuse(
+                    f"{name}: {value!r}; only sizes of {1 / MOST:.0e} to {MOST:.0e} can be read, as many as there are"
+                )
         fields.must("hidden_act", "silu", "swish")
         for name in ("attention_bias", "mlp_bias", "projectors_bias", "mamba_proj_bias"):
             fields.must(name, False)
@@ -119,7 +122,7 @@ class FalconH1(Family):
         fields.neutral("num_logits_to_keep", "mlp_expansion_factor", *INITIAL)
         d = fields.whole("hidden_size", 4096)
         blocks = {"M": {"mixer": _read_mamba2(fields, d)}, "A": {"mixer": _read_attention(fields, d)}}
-        spec = decoder(fields, f"<M|A>{fields.take('num_hidden_layers', 32, int)}", blocks, eps=1e-5)
+        spec = decoder(fields, f"<M|A>{fields.whole('num_hidden_layers', 32, high=MAX_LAYERS)}", blocks, eps=1e-5)
         same = said["embedding_multiplier"] == said["lm_head_multiplier"]
         return replace(spec, tie_embeddings=spec.tie_embeddings and same)
 
@@ -191,7 +194,7 @@ def _said(config: Mapping[str, Any]) -> dict[str, Any]:
 def _usable(value: Any, ones: Any) -> bool:
     if isinstance(ones, list):
         return isinstance(value, list) and len(value) == len(ones) and all(_usable(one, 1.0) for one in value)
-    return isinstance(value, int | float) and isfinite(value) and value != 0
+    return isinstance(value, int | float) and 1 / MOST <= abs(value) <= MOST
 
 
 def _multiplied(weight: Weight, said: Mapping[str, Any], stack: Stack) -> Weight:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hybridlm.compose.pattern import MAX_LAYERS
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.parts import GATED, QKVO, no_qk_norm, norm, rope, rope_theta, whole_heads
@@ -40,7 +41,7 @@ class Llama(Family):
         fields.must("attention_bias", False)
         fields.must("mlp_bias", False)
         heads = {**read_heads(fields), "type": "attention"}
-        return decoder(fields, f"A{fields.take('num_hidden_layers', kind=int)}", {"A": {"mixer": heads}})
+        return decoder(fields, f"A{fields.whole('num_hidden_layers', high=MAX_LAYERS)}", {"A": {"mixer": heads}})
 
 
 # ------------------------------------------------------------------------------------------ of Llama, and its relatives

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hybridlm.compose.pattern import MAX_LAYERS
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.parts import MAMBA, norm, plain_selection, whole_expand
@@ -105,7 +106,7 @@ def stacked(fields: Fields, letter: str, mixer: dict[str, Any], tied: bool) -> M
     given = {
         "d_model": d,
         "vocab_size": fields.take("vocab_size", kind=int),
-        "pattern": f"{letter}{fields.take('num_hidden_layers', kind=int)}",
+        "pattern": f"{letter}{fields.whole('num_hidden_layers', high=MAX_LAYERS)}",
         "blocks": {letter: {"mixer": {**mixer, "d_conv": fields.take("conv_kernel", 4, int)}, "mlp": "none"}},
         "mlp": "none",
         "norm_eps": fields.take("layer_norm_epsilon", 1e-5, float),

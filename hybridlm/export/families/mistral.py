@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hybridlm.compose.pattern import MAX_LAYERS
 from hybridlm.compose.plan import Stack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.export.families.llama import (
@@ -45,7 +46,9 @@ class Mistral(Family):
         if not fields.null("sliding_window"):
             mixer |= {"type": "sliding_window", "window": window}
         letter = "W" if "window" in mixer else "A"
-        return decoder(fields, f"{letter}{fields.take('num_hidden_layers', kind=int)}", {letter: {"mixer": mixer}})
+        return decoder(
+            fields, f"{letter}{fields.whole('num_hidden_layers', high=MAX_LAYERS)}", {letter: {"mixer": mixer}}
+        )
 
 
 FAMILY = Mistral()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import permutations
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -91,10 +92,21 @@ def test_junk_in_any_field_is_read_or_refused(name):
     """No value of any field brings anything but a model, or an error that is made for people."""
     for field in config(name):
         for junk in (*JUNK, GONE):
-            given = {**config(name), field: junk}
-            try:
-                plan(source(name).spec(Fields({k: v for k, v in given.items() if v is not GONE}, "config.json")))
-            except (ExportError, SpecError, PatternError):
-                continue
-            except Exception as error:
-                raise AssertionError(f"{field}: {junk!r}") from error
+            read_or_refused(name, {field: junk})
+
+
+@pytest.mark.parametrize("name", IMPORTED)
+def test_what_is_worked_out_of_other_fields_is_not_worked_out_of_junk(name):
+    """Of a number of heads that is 0, say, where their width is missing."""
+    for field, other in permutations(config(name), 2):
+        read_or_refused(name, {field: 0, other: GONE})
+
+
+def read_or_refused(name, changed):
+    given = {field: value for field, value in {**config(name), **changed}.items() if value is not GONE}
+    try:
+        plan(source(name).spec(Fields(given, "config.json")))
+    except (ExportError, SpecError, PatternError):
+        pass
+    except Exception as error:
+        raise AssertionError(str(changed)) from error

@@ -191,7 +191,7 @@ def _read_attention(fields: Fields, d: int | None, heads: int | None) -> dict[st
 
 def read_mamba2(fields: Fields, d: int | None) -> dict[str, Any]:
     """The mamba2 mixer of a config whose fields begin with mamba_."""
-    expand, heads = fields.take("mamba_expand", 2, (int, float)), fields.take("mamba_n_heads", 128, int)
+    expand, heads = fields.take("mamba_expand", 2, (int, float)), fields.whole("mamba_n_heads", 128)
     fields.must("mamba_conv_bias", True)
     fields.must("mamba_proj_bias", False)
     unlimited_steps(fields)

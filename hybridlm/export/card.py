@@ -62,23 +62,22 @@ def _front(original: Original, facts: Facts) -> str:
 def _about(original: Original, facts: Facts) -> str:
     stack, spec = original.stack, original.stack.spec
     context = f"windows of {original.context:,} tokens" if original.context else "not recorded"
+    longest = f"{facts.max_length:,} tokens, says config.json" if facts.target.name in FAMILIES else "any"
     rows = [
         ("layers", f"{len(stack.layers)}"),
         ("width", f"{spec.d_model:,}"),
         ("parameters", f"{model_cost(spec).parameters:,}"),
         *([("vocabulary", _vocabulary(spec.vocab_size))] if spec.vocab_size else []),
-        *([("tokenizer", shown_tokenizer(original.text))] if spec.reads_tokens else [("reads", f"{spec.embed}")]),
-        *([] if spec.head == "lm" else [("writes", f"{spec.head}")]),
+        *([("tokenizer", shown_tokenizer(original.text))] if spec.reads_tokens else [("reads", _said(spec.embed))]),
+        *([] if spec.head == "lm" else [("writes", _said(spec.head))]),
         ("input and output matrix", "one, tied" if spec.tie_embeddings else "two"),
         ("norm", f"{spec.norm}, epsilon {spec.norm_eps:g}"),
         ("weights", _dtype(original)),
         ("trained on", context),
-        (
-            "longest input",
-            f"{facts.max_length:,} tokens, says config.json" if facts.target.name in FAMILIES else "any",
-        ),
+        ("longest input", longest),
     ]
-    said = f"A language model, composed with hybridlm {facts.versions['hybridlm']} from this pattern of layers:"
+    kind = "language model" if spec.is_language_model else "model"
+    said = f"A {kind}, composed with hybridlm {facts.versions['hybridlm']} from this pattern of layers:"
     return f"{said}\n\n```text\n{shown_pattern(spec)}\n```\n\n{_table(('', ''), rows)}"
 
 
@@ -103,12 +102,13 @@ def _layers(original: Original) -> str:
 
 
 def _parts(parts: Iterable[Part]) -> str:
-    return " beside ".join(f"{part.type} ({_settings(part.to_dict())})" for part in parts) or "none"
+    return " beside ".join(_said(part.to_dict()) for part in parts) or "none"
 
 
-def _settings(config: dict[str, Any]) -> str:
-    shown = {name: value for name, value in config.items() if name != "type" and name not in WITHOUT_EFFECT}
-    return ", ".join(f"{name} {json.dumps(value)}" for name, value in shown.items())
+def _said(about: Mapping[str, Any]) -> str:
+    """A type, and its settings in brackets."""
+    shown = {name: value for name, value in about.items() if name != "type" and name not in WITHOUT_EFFECT}
+    return f"{about['type']} ({', '.join(f'{name} {json.dumps(value)}' for name, value in shown.items())})"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -10,7 +10,10 @@ import pytest
 import yaml
 
 import hybridlm as hl
+from hybridlm.export.card import Facts, write_card
 from hybridlm.export.command import export_model
+from hybridlm.export.original import read_original
+from hybridlm.export.proof import Proof
 from hybridlm.export.targets import targets
 from hybridlm.train.tokenize import train_tokenizer
 from tests.export.common import built
@@ -121,6 +124,18 @@ def test_the_model_is_told(card):
     assert f"| parameters | {parameters:,} |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 4, 5}  # of three tables, whole ones
+
+
+def test_what_reads_signals_is_told_as_what_it_is(tmp_path):
+    spec = {"embed": {"type": "linear", "channels": 2}, "head": {"type": "classify", "classes": 3, "pool": "last"}}
+    hl.save(built({"pattern": "S", "d_model": 32, **spec}), tmp_path / "saved")
+    facts = Facts("out", targets()["torch-export"], Proof({"prefill": 1e-6}, 9), {"hybridlm": "1.2.3"}, 8)
+    write_card(read_original(str(tmp_path / "saved")), facts, tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "A model, composed with hybridlm 1.2.3" in text
+    assert "| reads | linear (channels 2) |" in text
+    assert '| writes | classify (classes 3, pool "last") |' in text
+    assert not re.search("language model|text-generation|tokenizer", text)
 
 
 def test_llama_cpp_is_named_only_where_it_runs_the_model(tmp_path):

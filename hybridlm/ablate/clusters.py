@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from hybridlm.ablate.executor import PATIENCE, Executor
 from hybridlm.ablate.trial import Outcome, Pack, Settings, record, run_pack
-from hybridlm.errors import UnsupportedError
+from hybridlm.errors import SpecError, UnsupportedError
 
 
 class Slurm(Executor):
@@ -21,9 +22,15 @@ class Slurm(Executor):
 
     def __init__(self, folder: Path, settings: Settings, options: dict[str, Any]) -> None:
         super().__init__(folder, settings)
-        submitit = _package("submitit", "slurm")
-        self._executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=options.pop("cluster", None))
-        self._executor.update_parameters(**{"timeout_min": 240, "cpus_per_task": 2, **options})
+        submitit, cluster = package("submitit", "slurm"), options.pop("cluster", "slurm")
+        try:
+            self._executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=cluster)
+            self._executor.update_parameters(**{"timeout_min": 240, "cpus_per_task": 2, **options})
+        except (RuntimeError, ValueError, NameError, AssertionError) as error:  # as submitit tells of each
+            hint = "; slurm:cluster=local runs the jobs here" if isinstance(error, RuntimeError) else ""
+            raise SpecError(f"executor: slurm: {str(error).splitlines()[0]}{hint}") from error
+        if cluster != "slurm":
+            self.slots = len(os.sched_getaffinity(0))  # nobody else keeps jobs waiting
         if options.get("gpus_per_node"):
             self.together, self.settings = "arm", replace(settings, device="cuda", threads=None)
         self._jobs: list[tuple[Pack, Any]] = []
@@ -63,10 +70,13 @@ class Ray(Executor):
 
     def __init__(self, folder: Path, settings: Settings, address: str | None) -> None:
         super().__init__(folder.resolve(), settings)
-        self._ray = _package("ray", "ray")
+        self._ray = package("ray", "ray")
         self._ours = not self._ray.is_initialized()
         if self._ours:
-            self._ray.init(address=address, log_to_driver=False, include_dashboard=False)
+            try:
+                self._ray.init(address=address, log_to_driver=False, include_dashboard=False)
+            except (ValueError, RuntimeError) as error:
+                raise SpecError(f"executor: ray:{address}: {str(error).splitlines()[0]}") from error
         gpus = self._ray.cluster_resources().get("GPU", 0)
         if gpus:
             self.together, self.settings = "arm", replace(settings, device="cuda", threads=None)
@@ -96,7 +106,8 @@ class Ray(Executor):
             self._ray.shutdown()
 
 
-def _package(name: str, extra: str) -> Any:
+def package(name: str, extra: str) -> Any:
+    """An optional package. UnsupportedError: it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

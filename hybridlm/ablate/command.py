@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridlm.errors import DataError
+from hybridlm.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from hybridlm.ablate.study import Study
@@ -35,19 +35,34 @@ def ablate(
         over_budget: run it though it will take longer than its budget.
     """
     from hybridlm.ablate.dry_run import show
+    from hybridlm.ablate.executors import check_executor
     from hybridlm.ablate.predict import predict, require_budget
+    from hybridlm.ablate.run import require_folder
     from hybridlm.ablate.study import Study
     from hybridlm.resources import find_config
 
     read = Study.read(find_config(study, "studies"))
+    where, folder = _executor(read, executor, processes), Path(out or f"runs/studies/{read.name}")
+    if executor or processes is not None or not dry_run:  # a dry run says what a GPU would do, wherever it is asked
+        check_executor(where)
+    require_folder(read, folder)
     predicted = predict(read)
     show(read, predicted)
     sys.stdout.flush()
     if not over_budget:
         require_budget(read, predicted)
     if not dry_run:
-        where = executor or ("gpu" if read.budget and read.budget.gpu_hours else "local")
-        _run(read, Path(out or f"runs/studies/{read.name}"), where if processes is None else f"{where}:{processes}")
+        _run(read, folder, where)
+
+
+def _executor(study: Study, said: str | None, processes: int | None) -> str:
+    """The executor by name, with its number of processes."""
+    where = said or ("gpu" if study.budget and study.budget.gpu_hours else "local")
+    if processes is None:
+        return where
+    if where not in ("local", "gpu"):
+        raise SpecError(f"processes: {processes}; it goes with --executor local or gpu, not with {where}")
+    return f"{where}:{processes}"
 
 
 def _run(study: Study, folder: Path, executor: str) -> None:

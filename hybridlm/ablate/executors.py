@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hybridlm.ablate.clusters import Ray, Slurm
+from hybridlm.ablate.clusters import Ray, Slurm, package
 from hybridlm.ablate.executor import Executor, Here
 from hybridlm.ablate.trial import Settings
 from hybridlm.ablate.workers import Local
@@ -32,14 +32,33 @@ ALONE = {
     "MALLOC_TOP_PAD_": "67108864",
 }
 """The environment of a process that has a core to itself."""
+PACKAGES = {"slurm": "submitit", "ray": "ray"}
+"""Of executors that need one; the extra has the name of the executor."""
+
+
+KINDS = ("local", "gpu", "slurm", "ray", "here")
+
+
+def check_executor(name: str) -> None:
+    """SpecError: there is none such, or its options cannot be read; UnsupportedError: what it needs is not here."""
+    kind, _, rest = name.partition(":")
+    if kind not in KINDS or (kind == "here" and rest):
+        raise SpecError(f"executor: {name!r}; it must be one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
+    if kind in ("local", "gpu"):
+        _count(name, rest, 1)
+    if kind == "gpu":
+        _require_gpu()
+    if kind == "slurm":
+        _options(name, rest)
+    if kind in PACKAGES:
+        package(PACKAGES[kind], kind)
 
 
 def executor_of(name: str, folder: Path, settings: Settings, stop: Callable[[], bool], cores: int | None) -> Executor:
-    """The executor that a user names. SpecError: none such, or options that it has not; UnsupportedError: a package or
-    a device that it needs is missing. cores: that may be used at most."""
+    """The executor that a user names. cores: that may be used at most. Errors: those of `check_executor`; SpecError:
+    options that it has not, or a cluster that does not answer."""
+    check_executor(name)
     kind, _, rest = name.partition(":")
-    if kind == "here" and not rest:
-        return Here(folder, settings, stop)
     if kind == "local":
         count = _count(name, rest, min(cores or sys.maxsize, len(os.sched_getaffinity(0))))
         return Local(folder, replace(settings, threads=1), [ALONE] * count)
@@ -49,16 +68,20 @@ def executor_of(name: str, folder: Path, settings: Settings, stop: Callable[[], 
         return Slurm(folder, replace(settings, threads=None), _options(name, rest))
     if kind == "ray":
         return Ray(folder, replace(settings, threads=1), rest or None)
-    kinds = ("local", "gpu", "slurm", "ray", "here")
-    raise SpecError(f"executor: {name!r}; it must be one of {', '.join(kinds)}.{did_you_mean(kind, kinds)}")
+    return Here(folder, settings, stop)
+
+
+def _require_gpu() -> int:
+    """How many there are."""
+    import torch
+
+    if not (found := torch.cuda.device_count()):
+        raise UnsupportedError("executor: gpu, but torch sees no GPU here; use local")
+    return found
 
 
 def _gpus(name: str, rest: str, folder: Path, settings: Settings) -> Local:
-    import torch
-
-    found = torch.cuda.device_count()
-    if not found:
-        raise UnsupportedError("executor: gpu, but torch sees no GPU here; use local")
+    found = _require_gpu()
     count = _count(name, rest, found)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(found)))).split(",")
     places = [{"CUDA_VISIBLE_DEVICES": visible[k % found]} for k in range(count)]

@@ -18,11 +18,14 @@ from hybridlm.ablate.executors import executor_of
 from hybridlm.ablate.progress import Board
 from hybridlm.ablate.results import FORMAT
 from hybridlm.ablate.trial import Outcome, Pack, Settings, pending
+from hybridlm.compose import strict_yaml
+from hybridlm.errors import DataError
 from hybridlm.files import atomic_write
 
 if TYPE_CHECKING:
     from hybridlm.ablate.study import Study, Trial
 
+STUDY = "study.yaml"
 RETRY = 2.0  # seconds until a pack that another runner holds is asked for again
 
 
@@ -42,15 +45,28 @@ def run(study: Study, folder: str | Path, executor: str = "local", *, save_every
     A crash is told and does not stop the rest. Ctrl-C saves, ends, and leaves everything to be gone on with.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_study(study, folder)
+    require_folder(study, folder)
     cores = study.budget.cores if study.budget is not None else None
     with _interrupted() as stop:
         works = executor_of(executor, folder, Settings(save_every=save_every), stop.is_set, cores)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_study(study, folder)
             return _Run(study, folder, works, stop).run()
         finally:
             works.close()
+
+
+def require_folder(study: Study, folder: Path) -> None:
+    """DataError: it holds the study of another name, whose files ours would replace, or it is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; give a folder for the results, with --out")
+    if (folder / STUDY).is_file():
+        held = strict_yaml.read(folder / STUDY).get("name")
+        if held != study.name:
+            raise DataError(
+                f"{folder}: it holds the study {held!r}, and this one is {study.name!r}; give another --out"
+            )
 
 
 class _Run:
@@ -127,7 +143,7 @@ def packs_of(trials: list[Trial], together: Together, workers: int = 0) -> list[
 
 def _write_study(study: Study, folder: Path) -> None:
     """study.yaml as it was read, and what its arms are and cost."""
-    atomic_write(folder / "study.yaml", study.to_yaml().encode())
+    atomic_write(folder / STUDY, study.to_yaml().encode())
     arms = [
         {
             "name": arm.name,

@@ -227,7 +227,7 @@ class Training:
         self, pack: Pack, left: Sequence[Trial], place: Path, settings: Settings, stop: Callable[[], bool]
     ) -> None:
         self.pack, self.place, self.settings, self.stop = pack, place, settings, stop
-        self.trials, self.study = list(left), left[0].study
+        self.trials, self.study, self.wanted = list(left), left[0].study, {trial.key for trial in left}
         self.device = torch.device(settings.device)
         self.checkpoint: Path | None = None
         self.started, self.before, self.first = time.monotonic(), 0.0, 0
@@ -246,21 +246,24 @@ class Training:
             shutil.rmtree(folder)
             return [f"{saved[-1]}: the pack must run anew: {error}"]
         known = {trial.key: trial for trial in self.pack.trials}
-        if not {trial.key for trial in self.trials} <= set(keys) <= set(known):
+        if not self.wanted <= set(keys) <= set(known):
             shutil.rmtree(folder)
             return [f"{saved[-1]}: it is of other trials than those to run; they run anew"]
         self.trials, self.checkpoint = [known[key] for key in keys], saved[-1]
         return []
 
-    def run(self) -> list[Result] | None:
-        """Train to the end and measure. None: it was told to stop, and can go on from its checkpoint."""
+    def run(self, found: Callable[[Result], None]) -> bool:
+        """Train to the end, then measure trial by trial; `found` takes each result that is wanted, as it is there.
+
+        False: it was told to stop before it had all of them, and can go on from its checkpoint.
+        """
         quieten()
         with _threads(self.settings.threads):
             module = LitPack(self.study, self.trials, self.device, self.settings.way)
             keeper = Keeper(self)
             trainer = self._trainer(keeper)
             self._fit(trainer, module)
-            return None if keeper.stopped else self._results(module)
+            return not keeper.stopped and self._measure(module, found)
 
     def _fit(self, trainer: pl.Trainer, module: LitPack) -> None:
         at = int(self.checkpoint.name.removeprefix("step-")) if self.checkpoint else 0
@@ -300,12 +303,17 @@ class Training:
         temporary.write_text(json.dumps(said))
         temporary.replace(self.place / PROGRESS)
 
-    def _results(self, module: LitPack) -> list[Result]:
-        """What every trial found, with its further evaluations and knock-outs."""
+    def _measure(self, module: LitPack, found: Callable[[Result], None]) -> bool:
+        """What every trial found, with its further evaluations and knock-outs. False: told to stop before the end."""
         share = (time.monotonic() - self.started) / len(self.trials)
         pairs = [(data, seed) for data in self.study.eval for seed in module.held_out]
         tests = {(data.name, seed): held_out_of(data, seed, self.device) for data, seed in pairs}
-        return [self._result(module, k, tests, share) for k in range(len(self.trials))]
+        left = [k for k, trial in enumerate(self.trials) if trial.key in self.wanted]
+        for k in left:
+            found(self._result(module, k, tests, share))
+            if k != left[-1] and self.stop():
+                return False
+        return True
 
     def _result(self, module: LitPack, k: int, tests: dict[tuple[str, int], HeldOut], seconds: float) -> Result:
         trial, model = self.trials[k], module.members.models[k]

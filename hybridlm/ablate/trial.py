@@ -132,14 +132,13 @@ def _train(
     place.mkdir(parents=True, exist_ok=True)
     training = Training(pack, left, place, settings, stop)
     told += training.resume()
-    results = training.run()
-    if results is None:
+
+    def found(result: Result) -> None:
+        result.write(trial_folder(folder, result.key))
+        (trial_folder(folder, result.key) / FAILED).unlink(missing_ok=True)
+
+    if not training.run(found):
         return Outcome("stopped", told=tuple(told))
-    wanted = {trial.key for trial in left}
-    for result in results:
-        if result.key in wanted:
-            result.write(trial_folder(folder, result.key))
-            (trial_folder(folder, result.key) / FAILED).unlink(missing_ok=True)
     _clear(place)
     return Outcome("done", told=tuple(told))
 

@@ -154,6 +154,32 @@ def test_a_dry_run_runs_nothing_and_writes_nothing(fast, tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--executor", "locl"], "'locl'; it must be one of"),
+        (["--executor", "gpu"], "torch sees no GPU here; use local"),
+        (["--executor", "slurm:time"], "'time' is no KEY=VALUE"),
+        (["--executor", "ray", "--processes", "2"], "processes: 2; it goes with --executor local or gpu, not with ray"),
+        (["--executor", "local:2", "--processes", "2"], "not with local:2"),
+        (["--processes", "0"], "after the colon comes a number of processes"),
+        (["--out", "s.yaml"], "s.yaml is a file; give a folder for the results"),
+        (["--out", "other"], "other: it holds the study 'other', and this one is 'small'; give another --out"),
+    ],
+)
+def test_what_could_not_run_is_told_before_anything_is_timed(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timing, "time_arm", None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    (tmp_path / "s.yaml").write_text(dump({**SMALL, "budget": {"minutes": 30, "cores": 2}}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "study.yaml").write_text("name: other")
+    for more in ([], ["--dry-run"]):
+        assert main(["ablate", "s.yaml", *words, *more]) == 2
+        assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not (tmp_path / "runs").exists()
+
+
 def test_over_budget_is_refused_unless_it_is_asked_for(fast, tmp_path, capsys):
     (tmp_path / "s.yaml").write_text(dump({**SMALL, "budget": {"minutes": 0.01, "cores": 2}}))
     assert main(["ablate", str(tmp_path / "s.yaml"), "--dry-run"]) == 2

@@ -151,6 +151,27 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch, name, module, extra):
         executor(name, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("slurm", r'executor: slurm: .*"srun".*; slurm:cluster=local runs the jobs here'),
+        ("slurm:cluster=slrm", "executor: slurm: .*slrm"),
+        ("slurm:cluster=local,memory=3", "executor: slurm: Parameter 'memory'"),
+        ("slurm:cluster=local,timeout_min=long", 'executor: slurm: Parameter "timeout_min" expected type'),
+    ],
+)
+def test_what_submitit_refuses_is_told_in_a_line(tmp_path, monkeypatch, name, said):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no srun
+    with pytest.raises(SpecError, match=said):
+        executor(name, tmp_path)
+
+
+def test_jobs_that_stay_here_are_as_many_as_cores(tmp_path):
+    pytest.importorskip("submitit")
+    assert executor("slurm:cluster=local", tmp_path).slots == len(os.sched_getaffinity(0))
+
+
 def test_jobs_with_a_gpu_take_whole_arms(tmp_path):
     pytest.importorskip("submitit")
     works = executor("slurm:cluster=debug,gpus_per_node=1,timeout_min=5", tmp_path)

@@ -16,6 +16,7 @@ from hybridlm.ablate import training
 from hybridlm.ablate.results import RESULT, Result, load, trial_folder
 from hybridlm.ablate.run import packs_of, run
 from hybridlm.ablate.trial import Pack, Settings, pack_folder, run_pack
+from hybridlm.errors import DataError, SpecError
 from tests.ablate.subjects import small_study
 
 STEPS = 8
@@ -110,10 +111,42 @@ def test_killed_at_random_instants_it_finds_the_same(undisturbed, tmp_path, seed
     assert not list((tmp_path / "study").rglob("checkpoints/*"))
 
 
+def test_stopped_while_it_is_measured_it_keeps_what_it_has(undisturbed, tmp_path, steps, monkeypatch):
+    """Knock-outs may take as long as the training: one trial's are not lost, and none is measured twice."""
+    (pack, *_), measured, result = packs_of(STUDY.runs(), "seed"), [], training.Training._result
+    counted = lambda self, module, k, *rest: measured.append(k) or result(self, module, k, *rest)  # noqa: E731
+    monkeypatch.setattr(training.Training, "_result", counted)
+    outcome = run_pack(pack, tmp_path, Settings(save_every=1e9), stop=lambda: bool(measured))
+    assert outcome.ended == "stopped"
+    assert agree(tmp_path, undisturbed) == 1
+    taken = steps.stat().st_size
+    assert run_pack(pack, tmp_path, Settings(save_every=1e9)).ended == "done"
+    assert agree(tmp_path, undisturbed) == 2
+    assert measured == [0, 1]
+    assert steps.stat().st_size == taken
+
+
+def test_the_folder_of_another_study_is_left_as_it_is(tmp_path):
+    run(STUDY, tmp_path / "here", "here")
+    before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*.*") if path.is_file()}
+    with pytest.raises(DataError, match=r"here: it holds the study 'small', and this one is 'other'; give another"):
+        run(replace(STUDY, name="other"), tmp_path / "here", "here")
+    assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*.*") if path.is_file()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file is a file; give a folder"):
+        run(STUDY, tmp_path / "file", "here")
+
+
+def test_an_executor_that_is_not_there_leaves_no_folder(tmp_path):
+    with pytest.raises(SpecError, match="locl"):
+        run(STUDY, tmp_path / "study", "locl")
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.mark.deep
 def test_stopped_after_every_step_it_finds_the_same(undisturbed, tmp_path):
     for pack in packs_of(STUDY.runs(), "seed"):
-        for _ in range(STEPS - 1):
+        for _ in range(STEPS - 1 + len(pack.trials) - 1):  # and when each but the last one has been measured
             assert run_pack(pack, tmp_path, Settings(save_every=1e9), stop=lambda: True).ended == "stopped"
         assert run_pack(pack, tmp_path, Settings(save_every=1e9), stop=lambda: True).ended == "done"
     assert found(tmp_path) == undisturbed[0]

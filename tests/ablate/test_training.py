@@ -144,8 +144,8 @@ def test_text_has_its_own_measures(tmp_path, monkeypatch):
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("stack", [False, True])
-def test_bf16_is_near_float32(tmp_path, stack):
+@pytest.mark.parametrize("way", ["apart", "stacked"])
+def test_bf16_is_near_float32(tmp_path, way):
     exact = run_first(small_study(steps=4, seeds=1, tests=[]), tmp_path / "float32")
     near = run_first(small_study(steps=4, seeds=1, tests=[], precision="bf16"), tmp_path / "bf16", way=way)
     assert near[0].final != exact[0].final

@@ -94,12 +94,17 @@ def choose(stack: Stack, to: str) -> Family:
     if to != "auto":
         target = family(to)
         if said := target.misfits(stack):
-            raise ExportError(f"{to}: this model cannot be said in it:\n  " + "\n  ".join(said) + _instead(stack))
+            raise unsayable(to, said, _instead(stack))
         return target
     found = fits(stack)
     if not found:
         raise ExportError("auto: no family is exact for this model:\n" + passed_over(stack) + _instead(stack))
     return family(found[0])
+
+
+def unsayable(to: str, said: Iterable[str], instead: str) -> ExportError:
+    """For a model that a target cannot hold: every reason, and what to do instead."""
+    return ExportError("\n  ".join([f"{to}: this model cannot be said in it:", *said]) + instead)
 
 
 def fits(stack: Stack) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from hybridlm.compose.plan import Stack
 from hybridlm.errors import ExportError, did_you_mean
 from hybridlm.export.family import FAMILIES, family
-from hybridlm.export.lower import Beside, Lowered, choose, fits, lower
+from hybridlm.export.lower import Beside, Lowered, choose, fits, lower, unsayable
 from hybridlm.export.original import Original
 
 REMOTE = "remote-code"
@@ -78,9 +78,7 @@ def chosen(original: Original, to: str) -> Target:
         return replace(target(to), served_by=servers)
     if said := target(to).misfits(stack):
         others = [form.name for form in FORMS if not form.misfits(stack)]
-        raise ExportError(
-            f"{to}: this model cannot be said in it:\n  " + "\n  ".join(said) + f"\nIt fits: {', '.join(others)}."
-        )
+        raise unsayable(to, said, f"\nIt fits: {', '.join(others)}.")
     return target(to)
 
 

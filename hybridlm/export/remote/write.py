@@ -15,7 +15,7 @@ from hybridlm.compose.model import HybridLM
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan, Stack, plan
 from hybridlm.errors import ExportError, SpecError
-from hybridlm.export.lower import Beside, Lowered, put_in_place
+from hybridlm.export.lower import Beside, Lowered, put_in_place, unsayable
 from hybridlm.export.proof import Proof, prove, require_transformers
 from hybridlm.export.remote.bundle import bundle
 from hybridlm.export.remote.source import Library, Target, text_of
@@ -100,7 +100,7 @@ def write_remote(model: HybridLM, folder: str | Path, *, max_shard_bytes: int = 
     """
     stack = plan(model.spec)
     if said := misfits(stack):
-        raise ExportError(f"{NAME}: this model is no language model:\n  " + "\n  ".join(said))
+        raise unsayable(NAME, said, "\nIt takes a language model.")
     require_weights(model)
     code, held = modeling_text(stack), model.state_dict().items()
     texts = {

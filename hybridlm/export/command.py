@@ -91,12 +91,17 @@ export_model.__doc__ = export_model.__doc__.replace(
 
 def _require_words(to: str, max_length: int | None, max_shard_bytes: int | None) -> None:
     """SpecError, ExportError for what can be told before anything is read."""
+    form = None if to == "auto" else named(to)
     if max_length is not None:
         whole("--max-length", max_length, high=1 << 40)
+        if form is not None and not form.text:
+            raise ExportError(
+                f"--max-length: {to}: no file of it says how much a reader may be asked for; leave it out"
+            )
     if max_shard_bytes is not None:
         whole("--max-shard-bytes", max_shard_bytes, high=1 << 62)
-    if to != "auto" and not named(to).shards and max_shard_bytes is not None:
-        raise ExportError(f"--max-shard-bytes: {to}: a program holds its weights, and is never cut; leave it out")
+        if form is not None and not form.shards:
+            raise ExportError(f"--max-shard-bytes: {to}: a program holds its weights, and is never cut; leave it out")
 
 
 def _write_beside(original: Original, target: Target, out: str, length: int, staged: Path, lowered: Lowered) -> None:

@@ -279,10 +279,17 @@ def test_sizes_of_files_that_are_none(run, tmp_path, saved, limit, said):
     assert said in refused(run, tmp_path, "export", saved, tmp_path / "out", "--max-shard-bytes", limit)
 
 
-@pytest.mark.parametrize("target", ["torch-export", "onnx"])
-def test_programs_are_never_cut(run, tmp_path, saved, target):
-    said = refused(run, tmp_path, "export", saved, tmp_path / "out", "--to", target, "--max-shard-bytes", "9")
-    assert f"--max-shard-bytes: {target}: a program holds its weights" in said
+@pytest.mark.parametrize(
+    ("target", "option", "said"),
+    [
+        ("torch-export", "--max-shard-bytes", "a program holds its weights"),
+        ("onnx", "--max-shard-bytes", "a program holds its weights"),
+        ("safetensors", "--max-length", "no file of it says how much"),
+    ],
+)
+def test_options_that_a_target_has_no_place_for(run, tmp_path, saved, target, option, said):
+    found = refused(run, tmp_path, "export", saved, tmp_path / "out", "--to", target, option, "99")
+    assert f"{option}: {target}: {said}" in found
 
 
 def test_what_is_no_language_model(run, tmp_path):

@@ -90,6 +90,7 @@ class LitPack(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.study, self.trials, self.train_settings = study, list(trials), study.train
+        self.trained_on = device  # the members stay there when Lightning, at its end, moves this module to the CPU
         seeds = [trial.seed for trial in trials]
         self.members = Members(trials[0].arm.spec, seeds, study.train.weight_decay, device)
         self.weights = self.members.weights
@@ -108,7 +109,7 @@ class LitPack(pl.LightningModule):
     def held_out(self) -> dict[int, HeldOut]:
         """Of each seed: what its members are tested on."""
         seeds = dict.fromkeys(trial.seed for trial in self.trials)
-        return {seed: held_out_of(self.study.data, seed, self.weights.device) for seed in seeds}
+        return {seed: held_out_of(self.study.data, seed, self.trained_on) for seed in seeds}
 
     def configure_optimizers(self) -> RowAdamW:
         """AdamW with a learning rate a member."""

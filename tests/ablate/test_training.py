@@ -133,6 +133,15 @@ def test_the_schedule_is_that_of_fit(schedule):
     assert [module.factor(step) for step in range(40)] == [schedule_factor(step, **rule) for step in range(40)]
 
 
+def test_held_out_samples_lie_where_the_members_do_even_after_lightning_has_moved_the_module():
+    """On a GPU its end moves the module to the CPU and the members stay; meta stands for the CPU here."""
+    study = small_study()
+    module = training.LitPack(study, study.runs()[:1], torch.device("cpu"), None)
+    module.to("meta")
+    (held_out,) = module.held_out.values()
+    assert {tensor.device.type for batch in held_out.batches for tensor in batch.values()} == {"cpu"}
+
+
 def test_text_has_its_own_measures(tmp_path, monkeypatch):
     monkeypatch.setenv("HYBRIDLM_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 300)

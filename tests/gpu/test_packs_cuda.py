@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from hybridlm.ablate import training
 from hybridlm.ablate.captured import WORTH_COMPILING, Captured
 from hybridlm.ablate.pack import Members, RowAdamW, apart
+from hybridlm.ablate.run import packs_of
+from hybridlm.ablate.trial import Settings, run_pack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.registry import mixers
+from tests.ablate.subjects import small_study
 
 pytestmark = pytest.mark.gpu
 
@@ -71,3 +75,13 @@ def test_batches_of_another_length_and_members_that_have_ended_begin_anew():
 
     for found, wanted in zip(said(Captured), said(apart), strict=True):
         close(found, wanted, 1e-4)
+
+
+def test_a_pack_that_was_stopped_before_it_was_measured_is_measured_when_it_goes_on(tmp_path, monkeypatch):
+    """Trained to its end, and so with nothing left for Lightning to do but to move the module to the CPU."""
+    study = small_study(steps=4, seeds=1)
+    (pack, *_) = packs_of(study.runs(), "seed")
+    monkeypatch.setattr(training.Training, "_measure", lambda *_: False)
+    assert run_pack(pack, tmp_path, Settings(device="cuda")).ended == "stopped"
+    monkeypatch.undo()
+    assert run_pack(pack, tmp_path, Settings(device="cuda")).ended == "done"

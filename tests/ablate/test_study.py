@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import pytest
 
-from hybridlm.ablate.study import Study
+from hybridlm.ablate.study import Data, Study, Train
 
 GIVEN = {
     "name": "good",
@@ -53,6 +54,23 @@ def test_what_decides_numbers_changes_every_key():
         {"baseline": {**GIVEN["baseline"], "norm": "layernorm"}},
     ):
         assert not set(keys()) & set(keys(**changes)), changes
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        (section, field.name)
+        for section, cls in (("train", Train), ("data", Data), ("eval", Data))
+        for field in fields(cls)
+    ],
+)
+def test_no_field_is_left_out_of_the_key(section, name):
+    """Whatever it holds: what its reader would refuse is as good here."""
+    study = Study.from_dict({**GIVEN, "eval": [{"name": "long", "task": "mqar", "params": {"length": 128}}]})
+    said = study.eval[0] if section == "eval" else getattr(study, section)
+    changed = replace(said, **{name: "another"})
+    other = replace(study, **{section: (changed,) if section == "eval" else changed})
+    assert not {trial.key for trial in study.trials()} & {trial.key for trial in other.trials()}
 
 
 def test_a_model_said_otherwise_has_the_same_keys():

@@ -11,6 +11,7 @@ from hybridlm.ablate.parts import Data
 from hybridlm.ablate.results import Result, trial_folder
 from hybridlm.ablate.run import packs_of
 from hybridlm.ablate.trial import Settings, run_pack
+from hybridlm.compose.build import build
 from hybridlm.train.optim import schedule_factor
 from tests.ablate.subjects import small_study
 
@@ -69,6 +70,7 @@ def test_a_pack_ends_when_all_have_solved_it_and_goes_on_from_there(tmp_path, mo
 def test_numbers_that_one_member_loses_end_it_alone(tmp_path, monkeypatch, way):
     study = small_study(steps=8, seeds=1, tests=[])
     whole = run_first(study, tmp_path / "whole", way=way)
+    often = run_first(small_study(steps=8, seeds=1, tests=[], eval_every=1), tmp_path / "often", way=way)
     find = training.LitPack.find_gradients
 
     def lose(self, batches):
@@ -82,7 +84,18 @@ def test_numbers_that_one_member_loses_end_it_alone(tmp_path, monkeypatch, way):
     assert (lost.diverged_at, lost.steps) == (6, 6)
     assert lost.curve[0] == whole[1].curve[0]
     assert [step for step, _ in lost.curve] == [4, 8]  # what it knew before step 6
-    assert all(math.isfinite(value) for value in lost.final.values())
+    assert lost.final == dict(often[1].curve)[5]  # and the sound gradients of steps 7 and 8 changed nothing
+
+
+def test_members_begin_with_the_weights_of_their_seeds():
+    study = small_study(seeds=3, lr=(1e-3,))
+    trials = [trial for trial in study.runs() if trial.arm.name == "hybrid"]
+    module = training.LitPack(study, trials, torch.device("cpu"), None)
+    assert [trial.seed for trial in trials] == [0, 1, 2]
+    for model, seed in zip(module.members.models, range(3), strict=True):
+        for one, other in zip(model.parameters(), build(trials[0].arm.spec, seed=seed).parameters(), strict=True):
+            assert torch.equal(one, other)
+    assert len({row.sum().item() for row in module.weights}) == 3
 
 
 def test_a_stack_finds_what_single_runs_find(tmp_path):

@@ -69,7 +69,9 @@ def test_answers_are_those_of_an_independent_reading(name):
         task, seed = drawn
         for family in (TRAINING, HELD_OUT):
             for number in range(3):
-                check(task, Samples(task, seed).sample(family, number))
+                sample = Samples(task, seed).sample(family, number)
+                check(task, sample)
+                assert not task.by_content or family_of(sample) == family
 
     law()
 
@@ -121,6 +123,28 @@ def overlap(name, params, count):
     trained = {read(Samples(task, seed).sample(TRAINING, i)) for seed in (0, 1) for i in range(count)}
     held = {read(Samples(task, seed).sample(HELD_OUT, i)) for seed in (0, 1) for i in range(count)}
     assert not trained & held
+
+
+SMALL = {
+    "parity": {"length": 9},
+    "induction_heads": {"vocab_size": 4, "length": 6},
+    "copying": {"vocab_size": 4, "tokens": 8},
+    "mqar": {"vocab_size": 6, "length": 12, "pairs": 2},
+    "selective_copying": {"vocab_size": 5, "tokens": 3, "length": 9},
+    "compression": {"vocab_size": 4, "seq_len": 6},
+}
+"""Tasks with so few different samples that they come again and again."""
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_comes_again_comes_in_one_family_only(name):
+    """Of large tasks two draws never meet: nothing would be seen there if there were no families."""
+    task, found = make(name, SMALL[name]), {}
+    for family in (TRAINING, HELD_OUT):
+        drawn = [read(Samples(task, seed).sample(family, i)) for seed in (0, 1, 2) for i in range(200)]
+        found[family] = set(drawn)
+        assert len(found[family]) < len(drawn) - 50
+    assert not found[TRAINING] & found[HELD_OUT]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not tasks.get(n).by_content])

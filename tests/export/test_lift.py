@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -28,10 +29,17 @@ LLAMA = {
 NOPE = {**LLAMA, "blocks": {"A": {"mixer": {"type": "attention", "heads": 4, "rope": False}}}}
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("lift") / "theirs"
+    lower(built(LLAMA), folder)
+    return folder
+
+
 @pytest.fixture
-def theirs(tmp_path) -> Path:
-    lower(built(LLAMA), tmp_path / "theirs")
-    return tmp_path / "theirs"
+def theirs(exported, tmp_path) -> Path:
+    """A copy, to be spoilt."""
+    return shutil.copytree(exported, tmp_path / "theirs")
 
 
 def files(folder: Path) -> dict[str, bytes]:

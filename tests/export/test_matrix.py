@@ -75,7 +75,7 @@ def seen(name: str, folder: Path, number: int, count: int | None) -> dict[str, b
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_exchanged_entries_are_seen(name, tmp_path):
-    assert all(seen(name, tmp_path, 0, 4).values())
+    assert all(seen(name, tmp_path, 0, 3).values())
 
 
 @pytest.mark.deep

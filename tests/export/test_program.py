@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,13 @@ def folder(hybrid, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def programs(folder) -> Programs:
     return opened(folder)
+
+
+@pytest.fixture(scope="module")
+def example(folder) -> str:
+    """The code of the docs, on these programs."""
+    (code,) = re.findall(r"^```python\n(import json\n.*?)^```", DOCS.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return code.replace('"programs/', f'"{folder}/')
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 9), (2, 8), (3, 7), (5, 50), (2, 17)])
@@ -105,18 +113,26 @@ def test_the_description_says_what_the_programs_take(hybrid, folder):
     assert about["verified"]["errors"].keys() == {"prefill", "step", "padded"}
 
 
-def test_the_example_of_the_docs_writes_what_the_model_writes(hybrid, folder):
-    """In a process that has torch alone."""
-    (example,) = re.findall(r"^```python\n(import json\n.*?)^```", DOCS.read_text(), flags=re.DOTALL | re.MULTILINE)
-    script = WITHOUT + example.replace('"programs/', f'"{folder}/') + "\nprint(torch.cat(written, dim=1).tolist())"
+def written(model: hl.HybridLM, new: int) -> list[list[int]]:
+    """What the model itself writes after the prompts of the docs."""
+    prompts = [torch.tensor([5, 17, 4, 11, 2]), torch.tensor([8, 30, 6])]
+    return [hl.generate(model, prompt[None], max_new_tokens=new)[0, len(prompt) :].tolist() for prompt in prompts]
+
+
+def test_the_example_of_the_docs_writes_what_the_model_writes(hybrid, example):
+    names: dict[str, Any] = {}
+    exec(compile(example, DOCS, "exec"), names)
+    found = torch.cat(names["written"], dim=1).tolist()
+    assert found == written(hybrid, len(found[0]))
+
+
+@pytest.mark.deep
+def test_it_does_so_in_a_process_that_has_torch_alone(hybrid, example):
+    script = WITHOUT + example + "\nprint(torch.cat(written, dim=1).tolist())"
     environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], cwd="/", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    prompts = [torch.tensor([5, 17, 4, 11, 2]), torch.tensor([8, 30, 6])]
-    new = len(json.loads(done.stdout)[0])
-    assert json.loads(done.stdout) == [
-        hl.generate(hybrid, prompt[None], max_new_tokens=new)[0, len(prompt) :].tolist() for prompt in prompts
-    ]
+    assert json.loads(done.stdout) == written(hybrid, len(json.loads(done.stdout)[0]))
 
 
 @pytest.mark.deep

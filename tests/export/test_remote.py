@@ -280,10 +280,8 @@ def test_what_is_no_language_model_is_refused(ends, words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("mixer", mixers.names())
-def test_nothing_is_registered_with_torch(mixer, tmp_path):
-    """An op of our name in the file would take the place of ours in a process that has both."""
-    write_remote(hl.build(pattern="X", blocks={"X": {"mixer": mixer}}, d_model=32, vocab_size=16), tmp_path)
-    text = (tmp_path / "modeling_hybridlm.py").read_text()
+def test_nothing_is_registered_with_torch(pair):
+    """An op of our name would take the place of ours in a process that has both. One of the pairs has every mixer."""
+    text = (pair.folder / "modeling_hybridlm.py").read_text()
     assert "torch.library" not in text
     assert "torch.ops" not in text

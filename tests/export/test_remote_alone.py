@@ -1,4 +1,7 @@
-"""An export in a process that has no hybridlm, einops, jaxtyping or beartype: generate, beams, pads, saved and read."""
+"""An export in a process that has no hybridlm, einops, jaxtyping or beartype: generate, beams, pads, saved and read.
+
+By default the imports of its file are looked at, in test_remote.py; these start transformers anew.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +58,8 @@ def alone(folder, again):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    "name", ["experts", *(pytest.param(name, marks=pytest.mark.deep) for name in ("mixers", "forms"))]
-)
+@pytest.mark.deep
+@pytest.mark.parametrize("name", STACKS)
 def test_torch_and_transformers_are_all_that_it_needs(name, tmp_path):
     model, ids, mask = built(STACKS[name]), tokens(3, 9), torch.ones(3, 9, dtype=torch.int64)
     mask[1, :4] = 0

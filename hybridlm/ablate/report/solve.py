@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -128,15 +129,10 @@ def _curves(facts: Facts) -> Chart | None:
     if not found:
         return None
     what = metric_word(facts.score)
-    rows = [
-        [
-            facts.cell(arm),
-            *[words.fixed(float(np.interp(share * steps[-1], steps, mean))) for share in (0.25, 0.5, 0.75, 1)],
-        ]
-        for arm, (steps, mean, _, _) in found.items()
-    ]
-    head = ["arm", *[f"{what} at {share} of its steps" for share in ("1/4", "1/2", "3/4", "all")]]
-    table = Table("The numbers", head, rows, frozenset({1, 2, 3, 4}), folded=True)
+    measured = marks(found)
+    rows = [[facts.cell(arm), *[at(points, step) for step in measured]] for arm, points in found.items()]
+    head = ["arm", *[f"{what} at step {step:,}" for step in measured]]
+    table = Table("The numbers", head, rows, frozenset(range(1, len(head))), folded=True)
     bands = "" if facts.crowded else "; bands reach from the lowest to the highest seed"
     caption = (
         f"Mean held-out {what} over n = {facts.seeds} at each arm's best learning rate{bands}. "
@@ -154,6 +150,18 @@ def _curves(facts: Facts) -> Chart | None:
 
 
 Points = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def marks(found: Mapping[str, Points]) -> list[int]:
+    """Steps at which something was measured, nearest to each quarter of the longest training."""
+    steps = sorted({int(step) for points in found.values() for step in points[0]})
+    return sorted({min(steps, key=lambda step: abs(step - share * steps[-1])) for share in (0.25, 0.5, 0.75, 1)})
+
+
+def at(points: Points, step: int) -> str:
+    """The mean as it was last measured, at a step or before."""
+    before = int(np.searchsorted(points[0], step, side="right"))
+    return words.fixed(float(points[1][before - 1]) if before else None)
 
 
 def curve(facts: Facts, arm: str) -> Points:

@@ -206,6 +206,17 @@ def test_curve_keeps_what_a_seed_ended_with(recall):
     assert solve._held({100: 0.5, 200: 0.9}, 700) == 0.9
 
 
+def test_a_table_of_curves_shows_what_was_measured_and_nothing_in_between():
+    """Tested twice, it has two columns; an arm that ended early keeps its last value; before its first test, a dash."""
+    points = {"long": ([125, 250], [1.4, 1.1]), "short": ([125], [0.9]), "late": ([250], [1.3])}
+    found = {arm: tuple(np.array(x) for x in (steps, *[mean] * 3)) for arm, (steps, mean) in points.items()}
+    assert solve.marks(found) == [125, 250]
+    rows = {arm: [solve.at(of, step) for step in (125, 250)] for arm, of in found.items()}
+    assert rows == {"long": ["1.400", "1.100"], "short": ["0.900", "0.900"], "late": ["–", "1.300"]}
+    every = {"a": tuple(np.array(x) for x in (range(100, 1300, 100), *[range(12)] * 3))}
+    assert solve.marks(every) == [300, 600, 900, 1200]
+
+
 def test_grid(curves):
     assert grid.axes_of(curves) == ("placement", "ratio")
     (chart,) = grid.section(curves).charts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any, ClassVar
 
@@ -112,9 +112,13 @@ def ends(stack: Stack, *, embed: str, norm: str, head: str = "lm_head.weight") -
 def family(name: str) -> Family:
     """The family of that name, to be written. ExportError: there is none."""
     if name not in FAMILIES:
-        only = " That one is read, and never written." if name in SOURCES else did_you_mean(name, FAMILIES)
-        raise ExportError(f"to: {name!r}; it must be one of {', '.join(FAMILIES)}.{only}")
+        raise ExportError(f"to: {name!r}; it must be one of {', '.join(FAMILIES)}.{instead(name, FAMILIES)}")
     return source(name)
+
+
+def instead(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not among the known ones."""
+    return " That one is read, and never written." if name in SOURCES else did_you_mean(name, known)
 
 
 @cache

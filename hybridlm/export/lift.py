@@ -26,6 +26,8 @@ from hybridlm.shards import FORMS, Entry, ShardReader, write_shards
 
 DERIVED = ("rotary_emb.inv_freq",)  # ends of names that some checkpoints hold, and that follow from the config
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def lift(
     folder: str | Path,
@@ -100,6 +102,7 @@ def _write_weights(reader: ShardReader, weights: Sequence[Weight], spec: ModelSp
     """All weights, one at a time. Returns the names of the files."""
     shapes = {name: tuple(tensor.shape) for name, tensor in build(spec, device="meta").state_dict().items()}
     _require_names(weights, list(reader.entries), reader)
+    _require_numbers(weights, reader)
     dtypes = _dtypes(reader, weights)
     entries = [Entry(name, dtypes[name], shapes[name]) for name in shapes]
     read = ((name, tensor.to(dtypes[name])) for name, tensor in _ours(reader, weights, shapes))
@@ -125,6 +128,15 @@ def _require_names(weights: Sequence[Weight], found: Sequence[str], reader: Shar
     faults += [f"{name}: not in a model of this config.{did_you_mean(name, left)}" for name in surplus]
     if faults:
         raise CheckpointError("the weights do not fit the config:\n  " + listed(sorted(faults)))
+
+
+def _require_numbers(weights: Sequence[Weight], reader: ShardReader) -> None:
+    """CheckpointError unless every tensor in use is of a dtype that weights have here: quantised ones have none."""
+    found = {weight.theirs: reader.entries[weight.theirs].dtype for weight in weights}
+    faults = [f"{name}: {str(dtype).removeprefix('torch.')}" for name, dtype in found.items() if dtype not in DTYPES]
+    if faults:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise CheckpointError(f"weights of another dtype than {known}:\n  " + listed(faults))
 
 
 def _tied_copy(name: str, weights: Sequence[Weight], reader: ShardReader) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybridlm.compose.plan import Stack
-from hybridlm.errors import ExportError, did_you_mean
-from hybridlm.export.family import FAMILIES, family
+from hybridlm.errors import ExportError
+from hybridlm.export.family import FAMILIES, family, instead
 from hybridlm.export.lower import Beside, Lowered, choose, fits, lower, unsayable
 from hybridlm.export.original import Original
 
@@ -56,7 +56,7 @@ def target(name: str) -> Target:
     known = targets()
     if name not in known:
         words = ["auto", *known]
-        raise ExportError(f"--to: {name!r}; it must be one of {', '.join(words)}.{did_you_mean(name, words)}")
+        raise ExportError(f"--to: {name!r}; it must be one of {', '.join(words)}.{instead(name, words)}")
     return known[name]
 
 

@@ -15,6 +15,8 @@ from hybridlm.cli import main
 from hybridlm.export import command, lower, proof, targets
 from hybridlm.export.command import export_model, import_model
 from hybridlm.export.place import RECORD
+from hybridlm.export.remote import write
+from hybridlm.files import STAGING
 from hybridlm.shards import INDEX
 from tests.export.common import built
 
@@ -140,11 +142,13 @@ def test_our_own_form(saved, run, tmp_path):
     assert "hl.load opens it" in err
 
 
-def test_what_no_family_holds_goes_with_its_code(run, tmp_path):
-    """auto says why; and transformers' cache keeps no copy of a folder that is gone."""
+def test_what_no_family_holds_goes_with_its_code(run, tmp_path, monkeypatch):
+    """auto says why; and transformers' cache keeps no copy of the folder that was proved, which is gone."""
     from transformers.utils import HF_MODULES_CACHE
 
-    before = set(Path(HF_MODULES_CACHE).rglob("*saving*"))
+    proved = []
+    plainly = write.prove
+    monkeypatch.setattr(write, "prove", lambda *args, **how: proved.append(args[1].name) or plainly(*args, **how))
     hl.save(built({"pattern": "SA", "d_model": 32, "vocab_size": 97}), tmp_path / "s4")
     code, out, err = run("export", tmp_path / "s4", tmp_path / "out")
     assert code == 0
@@ -152,7 +156,9 @@ def test_what_no_family_holds_goes_with_its_code(run, tmp_path):
     assert "no family is exact for this model" in err
     assert "S: mixer s4; known there: attention" in err
     assert hl.load(tmp_path / "out").spec == hl.load(tmp_path / "s4").spec
-    assert set(Path(HF_MODULES_CACHE).rglob("*saving*")) <= before
+    (name,) = proved
+    assert name.startswith(STAGING)
+    assert list(Path(HF_MODULES_CACHE).rglob(f"*{name.removeprefix(STAGING)}*")) == []
 
 
 def test_only_what_was_exported_is_replaced(saved, tmp_path):
@@ -261,6 +267,8 @@ def test_no_permission(run, tmp_path, saved, monkeypatch):
 def test_words_that_are_no_target(run, tmp_path, saved):
     said = refused(run, tmp_path, "export", saved, tmp_path / "out", "--to", "granite_hybird")
     assert "Did you mean 'granite_hybrid'?" in said
+    said = refused(run, tmp_path, "export", saved, tmp_path / "out", "--to", "zamba2")
+    assert "That one is read, and never written" in said
     said = refused(run, tmp_path, "export", saved, tmp_path / "out", "--to", "llama")
     assert "M: mixer mamba2; known there: attention" in said
     assert "It fits: granite_hybrid" in said

@@ -254,11 +254,7 @@ def triton_lacks(x: Tensor) -> str | None:
     """Why no Triton kernel can run on this tensor; None if one can."""
     if exporting():
         return "a program that is exported runs where our kernels are not"
-    if (why := triton_missing()) is not None:
-        return why
-    if INTERPRETING or x.is_cuda:
-        return None
-    return "Triton needs a GPU"
+    return triton_missing() if INTERPRETING or x.is_cuda else "Triton needs a GPU"
 
 
 def triton_asked(x: Tensor) -> str | None:

@@ -63,7 +63,7 @@ def argmin_interval(
     share = (1 - level_of(level)) / 2
     unit = (z - z[0]) / (z[-1] - z[0])  # 0 to 1: the fit is well conditioned whatever the axis
     design = np.stack([np.ones_like(unit), unit, unit**2], axis=1)
-    curves, *_ = np.linalg.lstsq(design, losses.T)
+    curves, *_ = np.linalg.lstsq(design, losses.T, rcond=None)  # NumPy 1 has another default, and warns
     best, low, high = _minimum(curves), 0.0, 1.0
     misfit = _misfit(losses, curves.T @ design.T)
     if len(losses) > 1:

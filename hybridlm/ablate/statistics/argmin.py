@@ -21,6 +21,7 @@ from hybridlm.checks import real
 from hybridlm.errors import DataError, SpecError
 
 MISFIT = 0.01  # a p value of the quadratic below which it is not believed alone
+ROUNDED = 64 * np.finfo(np.float64).eps  # of a loss: what fitting a quadratic may leave of one
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,18 @@ def _fieller(b: np.ndarray, c: np.ndarray, q: float) -> tuple[float, float]:
 
 
 def _misfit(losses: np.ndarray, fitted: np.ndarray) -> float:
-    """p value of the F test of lack of fit: what the means leave over, against what each seed leaves around them."""
+    """p value of the F test of lack of fit: what the means leave over, against what each seed leaves around them.
+
+    1 where the means leave over what float64 rounds away: against more of it the test would be a draw.
+    """
     seeds, points = losses.shape
     left = losses - fitted
     mean, free = left.mean(axis=0), points - 3
     within = float(((left - mean) ** 2).sum())
     if free == 0 or seeds == 1:
         return math.nan
+    if np.abs(mean).max() <= ROUNDED * np.abs(losses).max():
+        return 1.0
     between = seeds * float((mean**2).sum())
     f = between * (seeds - 1) / within if within else math.inf
     return f_tail(f, free, free * (seeds - 1))

@@ -25,10 +25,13 @@ def drawn(rng, best, seeds, sd=0.003, depth=0.02):
     return curve(RATIOS, best, depth) + 10 * sd * rng.normal(size=(seeds, 1)) + sd * rng.normal(size=(seeds, 6))
 
 
+@pytest.mark.parametrize("luck", [[0.0, 0.1, 0.2], [0.0, 0.0, 0.0]], ids=str)
 @pytest.mark.parametrize("best", [0.5, 1.0, 3.0, 8.0])
-def test_without_noise_it_is_the_minimum(best):
-    losses = curve(RATIOS, best) + np.array([[0.0], [0.1], [0.2]])
+def test_without_noise_it_is_the_minimum(best, luck):
+    """Rounding is no misfit."""
+    losses = curve(RATIOS, best) + np.array(luck)[:, None]
     found = argmin_interval(RATIOS, losses, 1.0)
+    assert found.misfit == 1
     assert found.best == pytest.approx(best, rel=1e-9)
     assert found.low == pytest.approx(best, rel=1e-5)
     assert found.high == pytest.approx(best, rel=1e-5)

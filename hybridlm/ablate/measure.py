@@ -74,7 +74,7 @@ def _answers(model: HybridLM, batch: Batch) -> dict[str, Tensor | float]:
     for x, targets in _pieces(model, batch):
         here = targets != IGNORED
         logits, wanted = model.logits(x[here]).float(), targets[here]
-        hits = logits.argmax(dim=-1) == wanted
+        hits = (logits.argmax(dim=-1) == wanted) & ~logits.isnan().any(dim=-1)  # the first NaN would be the largest
         loss = loss + F.cross_entropy(logits, wanted, reduction="none").double().sum()
         right, asked = right + hits.sum(), asked + here.sum()
         wrong.index_add_(0, here.nonzero()[:, 0], (~hits).float())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ from hybridlm.tasks import heat_map
 from hybridlm.tasks.data import misfits
 from hybridlm.tasks.difficulty import difficulty
 from hybridlm.tasks.evaluate import CHUNK, Answers, cells, measure
-from hybridlm.tasks.task import Task, make
+from hybridlm.tasks.task import HELD_OUT, Samples, Task, make
 from hybridlm.text import codec_of
 from hybridlm.train.console import Terminal, digits
 
@@ -61,8 +62,7 @@ def eval_command(
         csv: print CSV instead of a table.
         plot: draw accuracy by depth and length, of tasks that have both, into this file (.svg or .png).
     """
-    for name, value in (("--samples", samples), ("--batch-size", batch_size), ("--chunk", chunk)):
-        checks.whole(name, value)
+    _require_counts({"--samples": samples, "--batch-size": batch_size, "--chunk": chunk})
     if json and csv:
         raise DataError("--json and --csv: one of them, please")
     model, trained = _load(run, device), trained_on(run)
@@ -84,6 +84,18 @@ def _cells(model: HybridLM, task: Task, samples: int, seed: int, how: dict[str, 
     """What is answered at each depth and length of a heat map, which share the samples."""
     places = list(cells(task))
     return [measure(model, cell, max(FEWEST, samples // len(places)), seed=seed, **how) for cell in places]
+
+
+def _require_counts(given: dict[str, int]) -> None:
+    """SpecError, with all that are none."""
+    wrong = []
+    for name, value in given.items():
+        try:
+            checks.whole(name, value)
+        except SpecError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise SpecError("\n".join(wrong))
 
 
 # -------------------------------------------------------------------------------------------------------- what is asked
@@ -109,14 +121,25 @@ def _names(tasks: list[str] | None, trained: dict[str, Any]) -> list[str]:
 
 
 def _tasks(run: str, names: list[str], words: list[str], trained: dict[str, Any]) -> list[Task]:
-    """The tasks at their difficulties. SpecError: what is wrong with any of them."""
+    """The tasks at their difficulties. SpecError: all that is wrong with any of them, or with what was said of them."""
     fields = {name: [field.name for field in difficulty(registry.tasks.get(name))] for name in names}
     given = {name: dict(trained["params"]) if trained.get("task") == name else {} for name in names}
+    codec, wrong, found = codec_of(run), [], []
     for word in words:
-        for name, field, value in _param(word, fields):
-            given[name][field] = value
-    codec = codec_of(run)
-    return [make(name, given[name], codec) for name in names]
+        try:
+            for name, field, value in _param(word, fields):
+                given[name][field] = value
+        except SpecError as error:
+            wrong.append(str(error))
+    for name in names:
+        try:
+            found.append(make(name, given[name], codec))
+            Samples(found[-1], 0).sample(HELD_OUT, 0)  # now, and not behind the other tasks
+        except SpecError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise SpecError("\n".join(wrong))
+    return found
 
 
 def _param(word: str, fields: dict[str, list[str]]) -> Iterable[tuple[str, str, Any]]:
@@ -165,7 +188,9 @@ def _mapped(plot: str | None, asked: list[Task]) -> list[Task]:
 def _print_json(found: list[Answers]) -> None:
     import json
 
-    print(json.dumps([dataclasses.asdict(answers) for answers in found], indent=2))
+    said = [dataclasses.asdict(answers) for answers in found]
+    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in one.items()} for one in said]
+    print(json.dumps(finite, indent=2))  # JSON has no NaN
 
 
 def _print_csv(found: list[Answers]) -> None:

@@ -37,7 +37,8 @@ class Share(Metric):
 class TaskScore(Score):
     """Loss over all that is asked and, of a task of tokens, accuracy and solved; beside them what guessing gets.
 
-    accuracy: share of the asked positions with the right answer. solved: share of the samples without a wrong one.
+    accuracy: share of the asked positions with the right answer, which is none where a logit is NaN.
+    solved: share of the samples without a wrong one.
     guess: of a task of tokens beside accuracy, of one of numbers beside loss, the squared error; see Task.guess.
     """
 
@@ -62,7 +63,7 @@ class TaskScore(Score):
         if targets.is_floating_point():
             self.loss.update(squared_error(answers, right), right)
             return
-        wrong = answers.argmax(dim=-1) != right
+        wrong = (answers.argmax(dim=-1) != right) | answers.isnan().any(dim=-1)  # the first NaN would be the largest
         self.loss.update(F.cross_entropy(answers.float(), right), right)
         self.accuracy.update(~wrong)
         self.solved.update(~where.masked_scatter(where, wrong).any(dim=1)[where.any(dim=1)])

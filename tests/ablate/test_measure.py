@@ -45,6 +45,28 @@ def test_accuracy_solved_and_loss_are_what_they_say():
     assert found["loss"] == pytest.approx(F.cross_entropy(logits[asked], batch["targets"][asked]).item(), rel=1e-5)
 
 
+def test_a_sample_that_asks_nothing_is_not_solved_and_not_counted():
+    model, held_out = trained_a_bit(), task(11)
+    found = measure(model, held_out)
+    (batch,) = held_out.batches
+    rest = {name: torch.cat([tensor, tensor[:4]]) for name, tensor in batch.items()}
+    rest["targets"][11:] = IGNORED
+    held_out.batches = [rest]
+    assert measure(model, held_out) == pytest.approx(found, rel=1e-6)
+
+
+def test_logits_that_are_no_numbers_answer_nothing():
+    """The largest of them would be the first, and so be right where token 0 is asked for."""
+    model, held_out = build(pattern="A", d_model=32, vocab_size=32, seed=0), task(11)
+    (batch,) = held_out.batches
+    batch["targets"] = torch.where(batch["targets"] == IGNORED, IGNORED, 0)
+    with torch.no_grad():
+        model.final_norm.weight.fill_(math.nan)
+    found = measure(model, held_out)
+    assert (found["accuracy"], found["solved"]) == (0.0, 0.0)
+    assert math.isnan(found["loss"])
+
+
 @pytest.mark.parametrize("size", [1, 3, 11, 50])
 def test_batches_change_nothing(size):
     model = trained_a_bit()

@@ -5,13 +5,15 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-import torch
+from filelock import FileLock
 
+from hybridlm.ablate import run as running
 from hybridlm.ablate import training
 from hybridlm.ablate.results import RESULT, Result, load, trial_folder
 from hybridlm.ablate.run import packs_of, run
@@ -204,6 +206,20 @@ def test_a_crash_does_not_stop_the_rest(undisturbed, tmp_path, monkeypatch, caps
     assert not list(tmp_path.rglob("failed.json"))
 
 
+def test_what_another_runner_holds_is_asked_for_again(undisturbed, tmp_path, monkeypatch):
+    """It may be killed: who waits then does its work."""
+    monkeypatch.setattr(running, "RETRY", 0.1)
+    place = trial_folder(tmp_path, STUDY.runs()[0].key)
+    place.mkdir(parents=True)
+    other = FileLock(place / ".lock", thread_local=False)
+    other.acquire()
+    freed = []
+    threading.Timer(4.0, lambda: (freed.append(agree(tmp_path, undisturbed)), other.release())).start()
+    assert run(STUDY, tmp_path, "here").done == 4
+    assert freed == [2]
+    assert found(tmp_path) == undisturbed[0]
+
+
 def test_a_damaged_result_is_told_and_found_anew(undisturbed, tmp_path, capsys):
     run(STUDY, tmp_path, "here")
     path = trial_folder(tmp_path, STUDY.runs()[1].key) / RESULT
@@ -282,15 +298,6 @@ def test_an_arm_costlier_than_others_goes_first():
     assert [pack.arm for pack in packs] == ["pure", "hybrid"]
     assert len(packs_of(small_study(seeds=3).runs(), "seed")) == 6
     assert [len(pack.trials) for pack in packs_of(small_study(seeds=3).runs(), "arm")] == [6, 6]
-
-
-def test_dropout_resumes_exactly(tmp_path):
-    study = small_study({"hybrid": {}, "other": {"d_model": 64}}, steps=3, eval_every=2, seeds=1, dropout=0.3, tests=[])
-    pack = packs_of(study.runs(), "seed")[0]
-    run_pack(pack, tmp_path / "whole", Settings())
-    while run_pack(pack, tmp_path / "pieces", Settings(), stop=lambda: True).ended != "done":
-        torch.rand(3)
-    assert found(tmp_path / "pieces", study) == found(tmp_path / "whole", study)
 
 
 def test_numbers_do_not_depend_on_who_shares_the_pack(undisturbed, tmp_path):

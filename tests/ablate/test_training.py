@@ -13,7 +13,7 @@ from hybridlm.ablate.run import packs_of
 from hybridlm.ablate.trial import Settings, run_pack
 from hybridlm.compose.build import build
 from hybridlm.train.optim import schedule_factor
-from tests.ablate.subjects import small_study
+from tests.ablate.subjects import TASK, small_study
 
 
 def run_first(study, folder, **settings):
@@ -172,6 +172,14 @@ def test_bf16_is_near_float32(tmp_path, way):
     near = run_first(small_study(steps=4, seeds=1, tests=[], precision="bf16"), tmp_path / "bf16", way=way)
     assert near[0].final != exact[0].final
     close(near[0], exact[0], 0.02)
+
+
+def test_further_evaluations_are_of_their_own_samples(tmp_path):
+    task = {"task": "mqar", "params": TASK, "held_out": 24}
+    tests = [{"name": "same", **task}, {"name": "long", **task, "params": {**TASK, "length": 64}}]
+    for result in run_first(small_study(steps=4, seeds=1, tests=tests), tmp_path):
+        assert result.evals["same"] == result.final
+        assert result.evals["long"]["loss"] != result.final["loss"]
 
 
 def test_further_evaluations_have_their_names(tmp_path):

@@ -130,6 +130,12 @@ def test_score_is_that_of_answers_counted_by_hand():
     assert score.accuracy.count == 0
 
 
+def test_logits_that_are_no_numbers_answer_nothing():
+    score = TaskScore(hl.build(SPEC, device="meta").spec, make("mqar", EASY))
+    score.update(Output(torch.full((2, 3, 32), torch.nan), None), torch.tensor([[-100, 0, 0], [0, -100, 3]]))
+    assert (score.measures()["accuracy"], score.measures()["solved"]) == (0, 0)
+
+
 def test_score_of_numbers_is_the_squared_error_of_what_is_asked():
     task = make("linear_regression")
     ends = {"embed": {"type": "linear", "channels": task.channels}, "head": {"type": "regress", "outputs": 1}}

@@ -158,6 +158,35 @@ def test_mistakes_are_told_before_anything_is_measured(saved, words, said, capsy
     assert said in " ".join(printed.err.replace("│", " ").split())
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--samples", "0", "--batch-size", "-1"],
+            ["--samples: 0 is out of range", "--batch-size: -1 is out of range"],
+        ),
+        (
+            ["--params", "nonsense", "mqar.pears=2", "copying.vocab_size=3", "copying.tokens=2"],
+            ["'nonsense'; it must be field=value", "mqar.pears: unknown field", "copying: 2000 draws gave no held-out"],
+        ),
+    ],
+)
+def test_all_mistakes_are_told_at_once_and_before_anything_is_measured(saved, words, said, capsys, monkeypatch):
+    monkeypatch.setattr("hybridlm.tasks.command.measure", None)
+    assert cli.main(["eval", saved, "--tasks", "mqar", "copying", *words]) == 2
+    told = capsys.readouterr().err
+    assert all(line in told for line in said), told
+
+
+def test_a_model_of_lost_numbers_is_right_about_nothing(model, tmp_path, capsys):
+    with torch.no_grad():
+        model.final_norm.weight.fill_(torch.nan)
+    hl.save(model, tmp_path / "lost")
+    assert cli.main(["eval", str(tmp_path / "lost"), "--tasks", "parity", "--samples", "4", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["accuracy"], found["solved"], found["loss"]) == (0.0, 0.0, None)
+
+
 def test_a_run_is_measured_on_what_it_was_trained_on_and_as_its_own_validation(tmp_path, capsys):
     path, run = tmp_path / "m.yaml", tmp_path / "run"
     path.write_text(yaml.safe_dump(SPEC))

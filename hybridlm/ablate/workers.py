@@ -73,7 +73,17 @@ class Local(Executor):
             return Outcome("failed", record(ChildProcessError(error), worker.pack, self.folder))
 
     def stop(self) -> None:
+        self._end([worker for worker in self._workers if worker.process is not None])
+
+    def close(self) -> None:
+        """What is still at work then, as after a second Ctrl-C, is told to stop."""
         alive = [worker for worker in self._workers if worker.process is not None]
+        for worker in alive:
+            worker.pipe.close()
+        self._end(alive)
+
+    def _end(self, alive: list[_Worker]) -> None:
+        """Processes save what they are at and end."""
         for worker in alive:
             worker.process.terminate()
         for worker in alive:
@@ -81,12 +91,6 @@ class Local(Executor):
             if worker.process.is_alive():
                 worker.process.kill()
             worker.process = worker.pack = None
-
-    def close(self) -> None:
-        for worker in self._workers:
-            if worker.process is not None:
-                worker.pipe.close()
-                worker.process.join(GRACE)
 
 
 def _how(code: int | None) -> str:

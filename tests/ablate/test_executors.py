@@ -71,14 +71,20 @@ def test_a_process_that_dies_takes_its_pack_down_and_no_other(tmp_path):
 
 
 @pytest.mark.deep
-def test_processes_that_are_told_to_stop_save(tmp_path):
-    study = small_study(steps=4000, seeds=1, eval_every=4000)
+@pytest.mark.parametrize("how", ["stop", "close"])
+def test_processes_that_are_told_to_stop_save(tmp_path, how):
+    """A second Ctrl-C closes them at once: nothing goes on behind it."""
+    study = small_study(steps=40_000, seeds=1, eval_every=40_000)
     pack = packs_of(study.runs(), "seed")[0]
     works = executor("local:1", tmp_path)
     works.start(pack)
     while not (pack_folder(tmp_path, pack.key) / "progress.json").exists():
         time.sleep(0.05)
-    works.stop()
+    began, (worker,) = time.monotonic(), works._workers
+    process = worker.process
+    getattr(works, how)()
+    assert not process.is_alive()
+    assert time.monotonic() - began < 30
     assert len(list(pack_folder(tmp_path, pack.key).glob("checkpoints/step-*"))) == 1
 
 

@@ -120,9 +120,12 @@ def overlap(name, params, count):
     task = make(name, params)
     if not task.by_content:
         return
-    trained = {read(Samples(task, seed).sample(TRAINING, i)) for seed in (0, 1) for i in range(count)}
-    held = {read(Samples(task, seed).sample(HELD_OUT, i)) for seed in (0, 1) for i in range(count)}
-    assert not trained & held
+    found = {}
+    for family in (TRAINING, HELD_OUT):
+        drawn = [Samples(task, seed).sample(family, i) for seed in (0, 1) for i in range(count)]
+        assert {family_of(sample) for sample in drawn} == {family}
+        found[family] = {read(sample) for sample in drawn}
+    assert not found[TRAINING] & found[HELD_OUT]
 
 
 SMALL = {
@@ -285,6 +288,12 @@ def test_ten_thousand_answers(name):
 @every_task
 def test_ten_thousand_samples_of_each_family_do_not_meet(name):
     overlap(name, {}, 5_000)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", SMALL)
+def test_ten_thousand_that_come_again_and_again_do_not_meet(name):
+    overlap(name, SMALL[name], 5_000)
 
 
 @pytest.mark.deep

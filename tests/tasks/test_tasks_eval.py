@@ -52,6 +52,7 @@ def test_measures_are_those_of_the_whole_logits_whatever_the_batches_and_pieces(
     where = batch["targets"] != -100
     right = logits.argmax(-1) == batch["targets"]
     found = measure(model, task, 10, seed=3)
+    assert (found.low, found.high) == wilson(found.accuracy, 10)
     assert found.accuracy == right[where].float().mean()
     assert found.solved == (right | ~where).all(1).float().mean()
     loss = torch.nn.functional.cross_entropy(logits[where], batch["targets"][where])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from hybridlm.errors import UnsupportedError
-from hybridlm.export.program import write_onnx
+from hybridlm.errors import ExportError, UnsupportedError
+from hybridlm.export.program import onnx_export, write_onnx
 from hybridlm.registry import mixers
 from tests.export.program_subject import LIMIT, PIECE, Programs, beside, ragged, stirred
 
@@ -59,6 +60,22 @@ def test_a_missing_package_is_named_before_anything_is_traced(package, tmp_path,
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UnsupportedError, match=rf"{package}, which is not installed: pip install 'hybridlm\[onnx\]'"):
         write_onnx(stirred("[attention]", mlp="none"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cause", [NotImplementedError("aten.strange\nand so on"), NotImplementedError()])
+def test_what_onnx_cannot_say_is_refused_with_the_cause(cause, tmp_path, monkeypatch):
+    """Its first line, or, where it says nothing, its kind."""
+
+    def fail(*args, **options):
+        raise torch.onnx.errors.OnnxExporterError("see above") from cause
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    form = replace(onnx_export.FORM, trace=lambda *_: {"prefill": None})
+    monkeypatch.setattr(onnx_export, "FORM", form)
+    said = r"prefill: ONNX has no operator for what a layer does: (aten\.strange|NotImplementedError)$"
+    with pytest.raises(ExportError, match=said):
+        write_onnx(stirred("[short_conv]", mlp="none"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

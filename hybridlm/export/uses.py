@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained({folder}{trust})
-ids = torch.tensor([[1, 2, 3]])  # the folder has no tokenizer
+ids = torch.tensor([{ids}])  # the folder has no tokenizer
 print(model.generate(ids, max_new_tokens=50)[0])"""
 OURS = """\
 import hybridlm as hl
@@ -51,7 +51,7 @@ sizes = {{"b": 1, "s": 64}}  # rows, and the most tokens that a row can hold
 shapes = [([sizes.get(n, n) for n in port["shape"]], getattr(torch, port["dtype"])) for port in about["state"]]
 state = [torch.zeros(shape, dtype=dtype) for shape, dtype in shapes]
 
-ids = torch.tensor([[1, 2, 3]])
+ids = torch.tensor([{ids}])
 logits, *state = prefill(ids, torch.ones_like(ids, dtype=torch.bool), *state)
 for _ in range(20):
     ids = logits[:, -1:].argmax(-1)
@@ -68,7 +68,7 @@ sizes = {{"b": 1, "s": 64}}  # rows, and the most tokens that a row can hold
 shapes = {{port["name"]: ([sizes.get(n, n) for n in port["shape"]], port["dtype"]) for port in about["state"]}}
 state = {{name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}}
 
-ids = np.array([[1, 2, 3]])
+ids = np.array([{ids}])
 logits, *after = prefill.run(None, {{"ids": ids, "valid": np.ones_like(ids, dtype=bool), **state}})
 for _ in range(20):
     ids = logits[:, -1:].argmax(-1)
@@ -83,11 +83,12 @@ TWO = (
 
 def use_of(target: Target, folder: str, original: Original) -> str:
     """The section on how it is served."""
+    ids = [n % (original.stack.spec.vocab_size or 1) for n in (1, 2, 3)]
     if target.name in PROGRAMS:
-        code = _block("python", PROGRAMS[target.name].format(folder=_quoted(folder)))
+        code = _block("python", PROGRAMS[target.name].format(folder=_quoted(folder), ids=ids))
         return "\n\n".join(["## Run it", TWO, *([code] if original.stack.spec.is_language_model else [])])
     trust = ", trust_remote_code=True" if target.code else ""
-    code = (IDS if original.text is None else TEXT).format(folder=_quoted(folder), trust=trust)
+    code = (IDS if original.text is None else TEXT).format(folder=_quoted(folder), trust=trust, ids=ids)
     found = ["## Serve it", *([TRUSTED] if trust else []), "With transformers:", _block("python", code)]
     for server in [name for name in target.served_by if name in COMMANDS]:
         command = COMMANDS[server].format(folder=shlex.quote(folder))

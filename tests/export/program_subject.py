@@ -19,7 +19,11 @@ Programs = dict[str, Callable[..., Sequence[Tensor]]]
 
 
 def stirred(pattern: str, seed: int = 0, **spec: Any) -> hl.HybridLM:
-    """A model over small blocks of every mixer, with noise on every parameter: no bias is 0, no norm is 1."""
+    """A model over small blocks of every mixer, with noise on every parameter: no bias is 0, no norm is 1.
+
+    Queries and keys are small. The first token of linear attention is (q k) v over its own size, which where q and k
+    are large and q k is about 0 is what float32 makes of it: 1e-5 of the logits then, whoever computes them.
+    """
     blocks = {name: block for name, block in alphabet().items() if name in pattern} | spec.pop("blocks", {})
     blocks = {"blocks": blocks} if blocks else {}
     spec = {"d_model": 32, "mlp": {"type": "swiglu", "width": 48}, **blocks, **spec}
@@ -29,6 +33,9 @@ def stirred(pattern: str, seed: int = 0, **spec: Any) -> hl.HybridLM:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=drawn).to(parameter.dtype))
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                parameter.mul_(0.25)
     return model
 
 

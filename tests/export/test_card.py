@@ -67,6 +67,16 @@ def test_its_code_runs(card, target, capsys, monkeypatch):
     assert re.search(words[MODELS[target]["vocab_size"]], out)
 
 
+@pytest.mark.parametrize("words", [1, 2, 3])
+def test_its_code_runs_with_few_ids(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hl.save(built({**MODELS["llama"], "d_model": 32, "vocab_size": words}), tmp_path / "model")
+    export_model(str(tmp_path / "model"), str(tmp_path / "out"), to="llama")
+    (code,) = blocks((tmp_path / "out/README.md").read_text(), "python")
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert re.search(r"tensor\(\[", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_its_commands_are_those_of_what_serves_it(card, target):
     folder, text = card(target)

@@ -11,7 +11,8 @@ studies (docs/studies) and 10 whose steps were timed apart. Small models take 0.
 whatever the mixer; the studies of 20 members and two layers 22 to 43 ms a step, those of 12 members and twelve layers
 138 to 178, compiled. Twelve members of 11.7M parameters got through 4.4e13 (attention) to 9.4e13 (Mamba-2) bf16 FLOPs
 a second, and in float32, without TF32, through 2.4e13 as they were read; knock-outs, which are read in TF32, through
-5e13. What is predicted is 1.3 to 1.7 times what these studies took.
+5e13. What is predicted is 1.3 to 1.7 times what these studies took. FFTs are bound by memory: twelve members with
+twelve layers of H3, which takes them in float64, took 1.9 s a step, 2.3e11 of their FLOPs a second.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from hybridlm.ablate.parts import Data
 from hybridlm.ablate.study import Study
 from hybridlm.ablate.subject import length_of
 from hybridlm.compose.build import build
-from hybridlm.compose.cost import model_cost
+from hybridlm.compose.cost import BACKWARD, model_cost
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import SpecError
@@ -49,6 +50,8 @@ GPU_RATE = {"float32": 2.0e13, "tf32": 4.0e13, "bf16": 5.0e13}
 """FLOPs a second that the members of a pack get out of an H200 together, well below its peak."""
 KERNELS = 1.2e-3
 """Seconds a member, layer and step of a pack on a GPU, forward, backward and AdamW, however small they are."""
+FFT_RATE = 2.3e11
+"""The same of FFTs."""
 LAUNCHES = 5.0e-3
 """Seconds a layer and batch that are read on a GPU, which is no graph: launches, hooks, a wait for the host."""
 BEGIN = 10.0
@@ -217,7 +220,8 @@ def _gpu_seconds(study: Study, arm: Arm) -> float:
     train, length, runs = study.train, length_of(study.data), study.seeds * len(study.lr)
     flops = arm.cost.flops_train * length * train.batch_size * runs
     kernels = KERNELS * len(model_cost(arm.spec).layers) * runs
-    step = max(flops / GPU_RATE[train.precision], kernels)
+    transforms = BACKWARD * model_cost(arm.spec).forward(length).fft * train.batch_size * runs
+    step = max(flops / GPU_RATE[train.precision], transforms / FFT_RATE, kernels)
     tests = [(study.data, _on_the_way(study)), *((test, 1) for test in study.eval)]
     reading = sum(times * _reading(arm, data) for data, times in tests)
     reading += _knocked_out(arm) * _reading(arm, study.data, "tf32")

@@ -55,7 +55,7 @@ class _Reader:
                 problems.add(key, "missing")
         with problems.at():
             checks.distinct("allow", given.get("allow", ()), ALLOW)
-        if "arms" not in given and "axes" not in given:
+        if "arms" not in given and not given.get("axes"):
             problems.add("arms", "missing; a study needs arms: or axes:")
 
     def study(self) -> Study | None:
@@ -170,7 +170,7 @@ class _Reader:
                 "arms", f"{given!r}; it must be a mapping such as {{hybrid: {{}}, pure: {{pattern: MM}}}}"
             )
             return {}
-        if "axes" not in self.given and not given and "arms" in self.given:
+        if not self.given.get("axes") and not given and "arms" in self.given:
             self.problems.add("arms", "empty; name at least one")
         arms = {}
         for name, changes in given.items():

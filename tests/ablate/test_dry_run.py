@@ -117,6 +117,22 @@ def test_a_gpu_s_time_follows_from_flops_and_launches(monkeypatch):
     assert predict(large).arms[arm.name] - few == pytest.approx(steps - 3 * 10 * 4 * timing.KERNELS)
 
 
+def test_ffts_have_a_rate_of_their_own():
+    """H3's are a seventh of its FLOPs and nearly all of its time."""
+    study = small(
+        match=None,
+        axes={"wide": {"d_model": [32, 64]}},
+        claims=[],
+        baseline={**SMALL["baseline"], "pattern": "HH", "blocks": {"H": {"mixer": "h3"}}},
+        train={"steps": 1000, "batch_size": 4000, "eval_every": 500},
+        budget={"gpu_hours": 9},
+    )
+    arm = study.arms[0]
+    transforms = 3 * timing.model_cost(arm.spec).forward(16).fft * 4000 * 3
+    assert transforms > 0
+    assert predict(study).arms[arm.name] == pytest.approx(1000 * transforms / timing.FFT_RATE, rel=0.2)
+
+
 def test_a_gpu_reads_long_samples_in_pieces_and_pays_for_their_attention():
     """A test of 2^20 tokens is 64 pieces a sample; attention to all of them is what takes the time."""
     params = {"vocab_size": 32, "length": 2**20}

@@ -121,6 +121,8 @@ def test_what_is_missing_is_named(key):
             "dropout is the path of two axes",
         ),
         ({"arms": {}}, "arms: empty"),
+        ({"arms": {}, "axes": {}}, "arms: empty"),
+        ({"arms": None, "axes": {}}, "arms: (empty|missing)"),
         ({"arms": {"a,b": {}}}, "use letters, digits, _ and - in an arm's name"),
         ({"arms": {"a": 3}}, r"arms.a: 3; it must be a mapping"),
         ({"reference": "hybird"}, "reference: there is no arm 'hybird'.*Did you mean 'hybrid'"),

@@ -16,7 +16,7 @@ from hybridlm.errors import ExportError
 from hybridlm.export.family import FAMILIES, SOURCES, family, source
 from hybridlm.export.lift import lift
 from hybridlm.export.lower import choose, lower
-from hybridlm.export.proof import LIMIT, prove
+from hybridlm.export.proof import LIMIT, ROUNDED, prove
 from tests.export.common import DEEP, SPOILED, built, draws, sample, spelled
 
 
@@ -27,13 +27,17 @@ def fitting_model(name: str, number: int) -> hl.HybridLM:
 
 @pytest.mark.parametrize(("name", "number"), draws())
 def test_exported_and_read_back(name, number, tmp_path, record_property):
-    """Prefill, single steps and a padded batch agree; what is read back is the model, bit by bit."""
+    """Prefill, single steps and a padded batch agree; what is read back is the model, bit by bit.
+
+    Where a model makes more of roundings than the others do, they agree in float64.
+    """
     model = fitting_model(name, number)
     lowered = lower(model, tmp_path / "theirs", name)
     record_property("errors", str(dict(lowered.proof.errors)))
     assert lowered.target == name
     assert set(lowered.proof.errors) == {"prefill", "step", "padded"}
-    assert max(lowered.proof.errors.values()) <= LIMIT
+    assert max(lowered.proof.errors.values()) <= (ROUNDED if lowered.proof.exact else LIMIT)
+    assert max(lowered.proof.exact.values(), default=0.0) <= 1e-11
     lift(tmp_path / "theirs", tmp_path / "ours")
     ids = torch.randint(model.spec.vocab_size, (2, 30))
     assert torch.equal(hl.load(tmp_path / "ours").eval()(ids).logits, model(ids).logits)

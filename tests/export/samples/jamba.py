@@ -7,7 +7,7 @@ from tests.export.common import WORDS, D, Drawn, Sample, outside
 
 def selective(draw: Random, **fields) -> dict:
     """Mamba of any size, with the norms."""
-    sizes = {"d_state": draw.choice([3, 5]), "d_conv": draw.choice([2, 4]), "dt_rank": draw.choice([2, 5])}
+    sizes = {"d_state": draw.choice([3, 5]), "d_conv": draw.choice([2, 4]), "dt_rank": draw.choice([1, 2, 5])}
     return {"type": "mamba", **sizes, "expand": draw.choice([1, 2, 3]), "bcdt_norm": True, **fields}
 
 

@@ -130,7 +130,7 @@ def test_ffts_have_a_rate_of_their_own():
     arm = study.arms[0]
     transforms = 3 * timing.model_cost(arm.spec).forward(16).fft * 4000 * 3
     assert transforms > 0
-    assert predict(study).arms[arm.name] == pytest.approx(1000 * transforms / timing.FFT_RATE, rel=0.2)
+    assert predict(study).arms[arm.name] == pytest.approx(timing.BEGIN + 1000 * transforms / timing.FFT_RATE, rel=0.05)
 
 
 def test_a_gpu_reads_long_samples_in_pieces_and_pays_for_their_attention():

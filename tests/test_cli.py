@@ -110,6 +110,7 @@ MISTAKES = {
     ("describe", "M{d_stat: 3}"): "d_stat: unknown field; did you mean '?d_state",
     ("describe", "missing.yaml"): r"missing\.yaml: no such file\. Shipped models: .*tiny",
     ("describe", "configs/models/tinny.yaml"): r"no such file\. Did you mean 'tiny(.yaml)?'",
+    ("describe", "M[lstm]"): r"unknown block 'lstm'; defined here: (?!(.|\n)*Shipped)",
     ("describe", "tinny"): r"unknown block 't'.*Did you mean 'tiny'\?",
     ("describe", "docs"): "docs: a folder that holds no saved model",
     ("doctor", "M", "--jsn"): "unknown argument '--jsn'. Did you mean '--json'?",

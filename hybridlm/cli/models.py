@@ -45,7 +45,7 @@ def _of_pattern(pattern: str, sizes: dict[str, int]) -> ModelSpec:
     except PatternError as error:
         if pattern and os.path.isdir(pattern):
             raise UsageError(f"{pattern}: a folder that holds no saved model and no run") from error
-        if meant := did_you_mean(pattern, _models()):
+        if "[" not in pattern and (meant := did_you_mean(pattern, _models())):
             raise UsageError(f"{error}\nShipped models have names too.{meant}") from error
         raise
     return spec

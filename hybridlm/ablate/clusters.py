@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from hybridlm.ablate.executor import PATIENCE, Executor
 from hybridlm.ablate.trial import Outcome, Pack, Settings, record, run_pack
 from hybridlm.errors import SpecError, UnsupportedError
+
+ANSWER = 10.0  # seconds that a Ray cluster has to answer
 
 
 class Slurm(Executor):
@@ -73,9 +76,10 @@ class Ray(Executor):
         self._ray = package("ray", "ray")
         self._ours = not self._ray.is_initialized()
         if self._ours:
+            _require_answer(address or os.environ.get("RAY_ADDRESS", ""))
             try:
                 self._ray.init(address=address, log_to_driver=False, include_dashboard=False)
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, ConnectionError) as error:
                 raise SpecError(f"executor: ray:{address}: {str(error).splitlines()[0]}") from error
         gpus = self._ray.cluster_resources().get("GPU", 0)
         if gpus:
@@ -104,6 +108,17 @@ class Ray(Executor):
     def close(self) -> None:
         if self._ours:
             self._ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """SpecError: nobody listens at host:port, for which Ray would wait minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return  # auto, or what Ray itself refuses
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise SpecError(f"executor: ray:{address}: no cluster answers there ({error}); start it, or use ray") from error
 
 
 def package(name: str, extra: str) -> Any:

@@ -173,6 +173,15 @@ def test_what_submitit_refuses_is_told_in_a_line(tmp_path, monkeypatch, name, sa
         executor(name, tmp_path)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(tmp_path, address):
+    pytest.importorskip("ray")
+    began = time.monotonic()
+    with pytest.raises(SpecError, match=f"executor: ray:{address}: no cluster answers there"):
+        executor(f"ray:{address}", tmp_path)
+    assert time.monotonic() - began < 30  # Ray itself would wait for minutes
+
+
 def test_jobs_that_stay_here_are_as_many_as_cores(tmp_path):
     pytest.importorskip("submitit")
     assert executor("slurm:cluster=local", tmp_path).slots == len(os.sched_getaffinity(0))

@@ -118,11 +118,12 @@ def require_budget(study: Study, predicted: Prediction) -> None:
     budget = study.budget
     if budget is None or predicted.seconds <= budget.seconds:
         return
-    factor = budget.seconds / predicted.seconds
+    fit = int(study.train.steps * budget.seconds / predicted.seconds)
+    steps = f"Lower train.steps to {fit:,}, take" if fit else "Take"
     raise SpecError(
         f"budget: the study takes {readable_time(predicted.seconds)} ({predicted.basis}), and the budget is "
-        f"{readable_time(budget.seconds)}. Lower train.steps to {int(study.train.steps * factor):,}, take arms, seeds "
-        "or learning rates out, raise the budget, or run it with --over-budget"
+        f"{readable_time(budget.seconds)}. {steps} arms, seeds or learning rates out, raise the budget, or run it with "
+        "--over-budget"
     )
 
 

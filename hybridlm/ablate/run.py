@@ -46,6 +46,7 @@ def run(study: Study, folder: str | Path, executor: str = "local", *, save_every
     """
     folder = Path(folder)
     require_folder(study, folder)
+    _require_text(study)
     cores = study.budget.cores if study.budget is not None else None
     with _interrupted() as stop:
         works = executor_of(executor, folder, Settings(save_every=save_every), stop.is_set, cores)
@@ -67,6 +68,15 @@ def require_folder(study: Study, folder: Path) -> None:
             raise DataError(
                 f"{folder}: it holds the study {held!r}, and this one is {study.name!r}; give another --out"
             )
+
+
+def _require_text(study: Study) -> None:
+    """DataError: a text is too short for its windows. Its tokens are made, once for all processes."""
+    from hybridlm.ablate.training import data_of  # torch and Lightning
+
+    for data in (study.data, *study.eval):
+        if data.text:
+            data_of(data, seed=0, batch_size=1)
 
 
 class _Run:

@@ -147,6 +147,8 @@ def test_a_study_over_its_budget_is_refused_with_what_would_fit():
     require_budget(study, Prediction({}, 59.0, "b"))
     with pytest.raises(SpecError, match=r"takes 2 min \(b\), and the budget is 60 s. Lower train.steps to 5, "):
         require_budget(study, Prediction({}, 120.0, "b"))
+    with pytest.raises(SpecError, match=r"the budget is 60 s. Take arms, seeds or learning rates out"):
+        require_budget(study, Prediction({}, 6000.0, "b"))
     require_budget(small(), Prediction({}, 1e9, "no budget"))
 
 

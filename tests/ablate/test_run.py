@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from hybridlm.ablate import run as running
 from hybridlm.ablate import training
+from hybridlm.ablate.parts import Data
 from hybridlm.ablate.results import RESULT, Result, load, trial_folder
 from hybridlm.ablate.run import packs_of, run
 from hybridlm.ablate.trial import Pack, Settings, pack_folder, run_pack
@@ -137,6 +138,16 @@ def test_the_folder_of_another_study_is_left_as_it_is(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file is a file; give a folder"):
         run(STUDY, tmp_path / "file", "here")
+
+
+def test_a_text_that_fills_no_window_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDLM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("too short. " * 20)
+    text = Data(text=str(tmp_path / "a.txt"), context=64, held_out=5)
+    for study in (replace(STUDY, data=text), replace(STUDY, eval=(replace(text, name="other"),))):
+        with pytest.raises(DataError, match=r"data\.context: 64 tokens, but the held-out text holds"):
+            run(study, tmp_path / "study", "here")
+        assert not (tmp_path / "study").exists()
 
 
 def test_an_executor_that_is_not_there_leaves_no_folder(tmp_path):

@@ -42,6 +42,8 @@ from hybridlm.train.samples import Batch, inputs_of
 
 MOST = 4e9
 """FLOPs of a timed step; where a step is more, part of its batch is timed."""
+MOST_OF_ONE = 4e10
+"""FLOPs of a single sample that is timed; of a longer one the beginning is, and the rest follows from FLOPs."""
 TIMED = 3
 """Steps that are timed after the first, of which the fastest counts."""
 ENOUGH = 1.0
@@ -130,12 +132,16 @@ def require_budget(study: Study, predicted: Prediction) -> None:
 # ------------------------------------------------------------------------------------------------------------ on a CPU
 def time_arm(study: Study, arm: Arm) -> Timing:
     """One step of training of an arm, timed here and now."""
-    size = study.train.batch_size
-    flops = arm.cost.flops_train * length_of(study.data) * size
-    rows = max(1, min(size, int(size * MOST / flops)))
+    size, length = study.train.batch_size, length_of(study.data)
+    flops = arm.cost.flops_train * length
+    rows = max(1, min(size, int(MOST / flops)))
     began = time.process_time()
     batch = _batch(study.data, arm.spec, rows)
     draw = time.process_time() - began
+    more = 1.0  # as many times the FLOPs of what is timed
+    if (short := max(1, int(length * MOST_OF_ONE / flops))) < length:
+        batch = {name: tensor[:, :short] for name, tensor in batch.items()}
+        more = flops / (model_cost(arm.spec).training(short).total * short)
     model = build(arm.spec, seed=0)
     optimizer = adamw(model, lr=study.lr[0], weight_decay=study.train.weight_decay, betas=(0.9, 0.95))
 
@@ -149,7 +155,7 @@ def time_arm(study: Study, arm: Arm) -> Timing:
         model(inputs_of(batch), **_marks(batch), targets=batch["targets"])
 
     scale = size / rows
-    return Timing(_fastest(step) * scale, draw * scale, _fastest(read) * scale)
+    return Timing(_fastest(step) * scale * more, draw * scale, _fastest(read) * scale * more)
 
 
 def _fastest(work) -> float:

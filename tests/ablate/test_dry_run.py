@@ -1,6 +1,7 @@
 """The command without running: tables that say everything, a time that is measured, and a budget that is kept."""
 
 import copy
+import time
 
 import pytest
 
@@ -9,6 +10,7 @@ from hybridlm.ablate.dry_run import drawn, show, summary
 from hybridlm.ablate.predict import Prediction, predict, readable_time, require_budget
 from hybridlm.ablate.study import Study
 from hybridlm.cli import main
+from hybridlm.compose.cost import model_cost
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.compose.strict_yaml import dump
@@ -99,6 +101,23 @@ def test_a_large_step_is_timed_in_part(monkeypatch):
     found = timing.time_arm(study, study.arms[0])
     assert rows == [1]
     assert found.step > 0
+
+
+def test_of_a_long_sample_the_beginning_is_timed(monkeypatch):
+    """A million tokens would take attention hours; its time grows with the FLOPs, and so with their square."""
+    params = {"vocab_size": 32, "length": 2**17}
+    study = small(match=None, data={"task": "induction_heads", "params": params}, train={"steps": 2, "eval_every": 1})
+    arm, seen, took = study.arm("ratio=1,where=front"), [], []
+    monkeypatch.setattr(timing, "_fastest", lambda work: took.append(1) or work() or 1.0)
+    monkeypatch.setattr(timing, "_marks", lambda batch: seen.append(batch["ids"].shape) or {})
+    began = time.monotonic()
+    found = timing.time_arm(study, arm)
+    assert time.monotonic() - began < 60
+    (shape,) = set(seen)
+    assert shape[1] < 2**17
+    whole, part = (model_cost(arm.spec).training(t).total * t for t in (2**17, shape[1]))
+    assert part <= timing.MOST_OF_ONE
+    assert found.step == pytest.approx(study.train.batch_size * whole / part)
 
 
 batch = timing._batch

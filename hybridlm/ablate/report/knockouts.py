@@ -36,7 +36,8 @@ def section(facts: Facts) -> Section:
         "replaced by its mean over all held-out tokens. A large change says that the trained model leans on the "
         "branch, not that a model trained without it would fail."
     )
-    more = f" {len(arms) - MOST_ARMS} further arms are in results.jsonl." if len(arms) > MOST_ARMS else ""
+    left = len(arms) - MOST_ARMS
+    more = f" results.jsonl has those of {words.plural(left, 'further arm')}." if left > 0 else ""
     return Section("knockouts", TITLE, [Paragraph(about + more), *[_chart(facts, arm) for arm in arms[:MOST_ARMS]]])
 
 

@@ -30,10 +30,13 @@ MOST_SEEDS = 1000
 LEAST_LRS = 4
 
 
-def read_study(given: Mapping[str, Any], name: str) -> Study:
-    """The study in a mapping; name: what errors call it. SpecError: everything that is wrong."""
+def read_study(given: Mapping[str, Any], name: str, *, has_run: bool = False) -> Study:
+    """The study in a mapping; name: what errors call it. has_run: its texts need not be there any more.
+
+    SpecError: everything that is wrong.
+    """
     problems = Problems()
-    study = _Reader(given, problems, name).study()
+    study = _Reader(given, problems, name, has_run).study()
     problems.refuse(name)
     assert study is not None
     return study
@@ -42,8 +45,8 @@ def read_study(given: Mapping[str, Any], name: str) -> Study:
 class _Reader:
     """Reads a study section by section; a section that is wrong is None, and what builds on it is left out."""
 
-    def __init__(self, given: Mapping[str, Any], problems: Problems, name: str):
-        self.given, self.problems, self.file = given, problems, name
+    def __init__(self, given: Mapping[str, Any], problems: Problems, name: str, has_run: bool):
+        self.given, self.problems, self.file, self.has_run = given, problems, name, has_run
         for key in given:
             if key not in KEYS:
                 near = nearest(str(key), KEYS)
@@ -74,7 +77,8 @@ class _Reader:
         names = None if wanted is None else [place.name for place in wanted]
         reference = self._reference(names)
         arms = self._settled(found, data, match, reference, names)
-        self._check_fit(arms, data, evals)
+        if not self.has_run:
+            self._check_fit(arms, data, evals)
         claims = self._claims()
         if data and train and seeds:
             setting = Setting(

@@ -68,11 +68,14 @@ class Study:
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """The study in a YAML file. SpecError: everything that is wrong with it."""
+    def read(cls, path: str | Path, *, has_run: bool = False) -> Self:
+        """The study in a YAML file. has_run: it is read for its results, and its texts need not be there any more.
+
+        SpecError: everything that is wrong with it.
+        """
         from hybridlm.ablate.reading import read_study
 
-        return read_study(strict_yaml.read(path), str(path))
+        return read_study(strict_yaml.read(path), str(path), has_run=has_run)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], name: str = "study") -> Self:

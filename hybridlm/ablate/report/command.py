@@ -24,7 +24,7 @@ def report(study: str, to: str | None = None) -> None:
     folder = Path(study)
     if not (folder / STUDY).is_file():
         raise DataError(f"{folder}: no {STUDY} in it; give the folder of a study, such as runs/studies/NAME")
-    results = load(Study.read(folder / STUDY), folder)
+    results = load(Study.read(folder / STUDY, has_run=True), folder)
     page = write(results, Path(to) if to is not None else folder / "report")
     done, total = len(results.table), len(results.table) + len(results.missing)
     print(f"{done} of {total} trials have a result", file=sys.stderr)

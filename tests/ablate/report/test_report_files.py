@@ -16,8 +16,11 @@ from matplotlib import image
 
 from hybridlm.ablate.report import markdown
 from hybridlm.ablate.report.blocks import Chart, Table
+from hybridlm.ablate.report.command import report
 from hybridlm.ablate.report.figures import draw, render
 from hybridlm.ablate.report.rows import csv_text, jsonl_text
+from hybridlm.ablate.study import Study
+from hybridlm.errors import DataError, SpecError
 
 NAMES = ("recall", "curves", "hostile")
 EXPECTED = {
@@ -212,18 +215,31 @@ def test_markdown_escapes(reports):
 
 # ------------------------------------------------------------------------------------------------------------ command
 def test_command(tmp_path, monkeypatch, capsys):
-    from hybridlm.ablate.report.command import report
-    from hybridlm.ablate.study import Study
-    from hybridlm.errors import DataError
-
     with pytest.raises(DataError, match=r"no study\.yaml in it"):
         report(str(tmp_path))
     made = synthetic.study([synthetic.arm("a", "M"), synthetic.arm("b", "A")], seeds=1, lr=(1e-3,))
     (tmp_path / "study.yaml").write_text("name: x\n")
-    monkeypatch.setattr(Study, "read", lambda path: made)
+    monkeypatch.setattr(Study, "read", lambda path, has_run: made)
     report(str(tmp_path))
     said = capsys.readouterr()
     assert said.out == f"{tmp_path / 'report' / 'report.html'}\n"
     assert "0 of 2 trials have a result" in said.err
     report(str(tmp_path), to=str(tmp_path / "elsewhere"))
     assert (tmp_path / "elsewhere" / "report.md").is_file()
+
+
+def test_a_report_needs_no_text_any_more(tmp_path):
+    """The text that a study was trained on has been moved: a run would be refused, its results are read."""
+    text = tmp_path / "a.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 300)
+    base = {"d_model": 32, "vocab_size": 256, "pattern": "MM"}
+    given = {"name": "moved", "question": "Where is it?", "baseline": base, "arms": {"a": {}}, "lr": [1e-3], "seeds": 1}
+    given |= {"data": {"text": str(text), "context": 16}, "train": {"steps": 4, "batch_size": 2, "eval_every": 2}}
+    study = Study.from_dict(given)
+    (tmp_path / "study.yaml").write_text(study.to_yaml())
+    text.unlink()
+    with pytest.raises(SpecError, match=r"a\.txt"):
+        Study.read(tmp_path / "study.yaml")
+    assert Study.read(tmp_path / "study.yaml", has_run=True) == study
+    report(str(tmp_path), to=str(tmp_path / "out"))
+    assert (tmp_path / "out/report.html").is_file()

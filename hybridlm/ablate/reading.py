@@ -77,8 +77,7 @@ class _Reader:
         names = None if wanted is None else [place.name for place in wanted]
         reference = self._reference(names)
         arms = self._settled(found, data, match, reference, names)
-        if not self.has_run:
-            self._check_fit(arms, data, evals)
+        self._check_fit(arms, data, evals)
         claims = self._claims()
         if data and train and seeds:
             setting = Setting(
@@ -234,6 +233,9 @@ class _Reader:
         return settle(found, match, reference, context, self.problems) if context else ()
 
     def _check_fit(self, arms: Sequence[Arm], data: Data | None, evals: Sequence[Data]) -> None:
+        """Whether every arm can read every sample, which takes the texts."""
+        if self.has_run:
+            return
         if data is not None:
             check_fit("data", data, arms, self.problems)
         for i, test in enumerate(evals):

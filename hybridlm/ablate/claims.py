@@ -77,7 +77,7 @@ def _needed(claim: Claim, results: Results, above: tuple[str, ...]) -> list[Verd
 # --------------------------------------------------------------------------------------------------------------- gaps
 def _gaps(claim: Claim, results: Results) -> Iterator[str]:
     """What is missing of the runs that the claim speaks of: each as a sentence."""
-    for arm in _arms(claim, results):
+    for arm in arms_of(claim, results):
         wanted, found = len(results.study.lr) * results.study.seeds, len(results.rows(arm))
         if found < wanted:
             why = next((f": {missing.why}" for missing in results.missing if missing.arm == arm), "")
@@ -89,7 +89,7 @@ def _gaps(claim: Claim, results: Results) -> Iterator[str]:
                 yield f"{arm} has no finite {claim.metric} in seed {', '.join(seeds)} at its best learning rate"
 
 
-def _arms(claim: Claim, results: Results) -> list[str]:
+def arms_of(claim: Claim, results: Results) -> list[str]:
     """The arms that a claim speaks of."""
     if claim.axis is not None:
         return [arm.name for arm in arms_along(claim.axis, results)]

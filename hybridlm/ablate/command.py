@@ -73,7 +73,7 @@ def _run(study: Study, folder: Path, executor: str) -> None:
     from hybridlm.ablate.run import run
 
     ran = run(study, folder, executor)
-    results = load(study, folder)
+    results = load(ran.study, folder)
     page = write(results, folder / "report")
     for verdict in judge_all(results):
         print(f"{verdict.verdict}: {verdict.claim.name}: {verdict.said}")

@@ -48,6 +48,7 @@ def summary(study: Study, predicted: Prediction) -> list[str]:
         f"{data.task} {dict(data.params) or ''}".strip() if data.task else f"text {data.text}, context {data.context}"
     )
     rates = ", ".join(f"{lr:g}" for lr in study.lr)
+    rates += f", and up to {study.widen} more at an end where an arm does best" if study.widen else ""
     budget = f" of {readable_time(study.budget.seconds)}" if study.budget else ""
     return [
         f"data: {about}; {train.steps:,} steps of {train.batch_size}, {train.schedule}, {train.precision}",

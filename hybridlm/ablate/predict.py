@@ -115,6 +115,11 @@ def _all(study: Study, arms: Mapping[str, float], first: Mapping[ModelSpec, Arm]
     return {arm.name: arms[arm.name] if first[arm.spec] is arm else 0.0 for arm in study.arms}
 
 
+def _rates(study: Study) -> int:
+    """Learning rates of an arm, with all that may be added at either end."""
+    return len(study.lr) + 2 * study.widen
+
+
 def require_budget(study: Study, predicted: Prediction) -> None:
     """SpecError unless the study fits into its budget, with what would."""
     budget = study.budget
@@ -185,7 +190,7 @@ def _marks(batch: Batch) -> Batch:
 
 def _cpu_seconds(study: Study, arm: Arm, timing: Timing) -> float:
     """All runs of an arm on one core. Seeds draw their own batches, which learning rates share."""
-    train, runs = study.train, study.seeds * len(study.lr)
+    train, runs = study.train, study.seeds * _rates(study)
     training = train.steps * (timing.step + timing.draw / len(study.lr))
     return runs * (training + timing.read * _readings(study, arm) / train.batch_size)
 
@@ -224,7 +229,7 @@ def _one_thread() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------ on a GPU
 def _gpu_seconds(study: Study, arm: Arm) -> float:
     """All runs of an arm as one pack on a GPU: members share it, but neither FLOPs nor kernels."""
-    train, length, runs = study.train, length_of(study.data), study.seeds * len(study.lr)
+    train, length, runs = study.train, length_of(study.data), study.seeds * _rates(study)
     flops = arm.cost.flops_train * length * train.batch_size * runs
     kernels = KERNELS * len(model_cost(arm.spec).layers) * runs
     transforms = BACKWARD * model_cost(arm.spec).forward(length).fft * train.batch_size * runs

@@ -23,10 +23,11 @@ from hybridlm.errors import SpecError, did_you_mean, nearest
 from hybridlm.resources import find_config
 
 NEEDED = ("name", "question", "baseline", "data", "train", "lr", "seeds")
-KEYS = (*NEEDED, "arms", "axes", "reference", "match", "eval", "budget", "claims", "allow")
+KEYS = (*NEEDED, "arms", "axes", "reference", "match", "eval", "widen", "budget", "claims", "allow")
 ALLOW = ("few_lrs", "few_seeds", "attention_first")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MOST_SEEDS = 1000
+MOST_WIDER = 8
 LEAST_LRS = 4
 
 
@@ -72,8 +73,7 @@ class _Reader:
         lr = self._one("lr", sections.steps_of_lr)
         seeds = self._one("seeds", sections.count(high=MOST_SEEDS))
         baseline, axes, listed, wanted = self._baseline(), *self._named()
-        found = drafts(baseline.to_dict(), listed, axes, wanted or (), problems) if baseline else []
-        check_alike(found, axes, problems)
+        found = self._drafts(baseline, axes, listed, wanted or ())
         names = None if wanted is None else [place.name for place in wanted]
         reference = self._reference(names)
         arms = self._settled(found, data, match, reference, names)
@@ -104,6 +104,7 @@ class _Reader:
             eval=tuple(evals),
             train=train,
             lr=lr,
+            widen=self._widen(lr),
             seeds=seeds,
             budget=budget,
             claims=tuple(claim for _, claim in claims),
@@ -118,6 +119,14 @@ class _Reader:
             with self.problems.at():
                 return rule(key, self.given[key])
         return None
+
+    def _widen(self, lr: Sequence[float] | None) -> int:
+        times = self._one("widen", sections.count(0, MOST_WIDER)) or 0
+        if times and lr and len(lr) < 2:
+            self.problems.add("widen", "lr has one rate, and the next is as far off as its neighbour; give two or more")
+        if times and not self.given.get("claims"):
+            self.problems.add("widen", "no claim speaks of an arm, so that none gets more rates; leave it out")
+        return times
 
     def _baseline(self) -> ModelSpec | None:
         if "baseline" not in self.given:
@@ -199,6 +208,18 @@ class _Reader:
             if paths.index(axis.path) != axes.index(axis):
                 self.problems.add(f"axes.{axis.name}", f"{axis.path} is the path of two axes; join their values in one")
         return axes
+
+    def _drafts(
+        self,
+        baseline: ModelSpec | None,
+        axes: Sequence[Axis],
+        listed: Mapping[str, Mapping[str, Any]],
+        wanted: Sequence[Place],
+    ) -> list[Draft]:
+        """The arms that can be built, no axis without effect among them."""
+        found = drafts(baseline.to_dict(), listed, axes, wanted, self.problems) if baseline else []
+        check_alike(found, axes, self.problems)
+        return found
 
     def _reference(self, names: Sequence[str] | None) -> str | None:
         """The name of the reference; None where it is not clear which there are."""

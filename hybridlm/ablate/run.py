@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from hybridlm.ablate.executor import Executor, Together
 from hybridlm.ablate.executors import executor_of
 from hybridlm.ablate.progress import Board
-from hybridlm.ablate.results import FORMAT
+from hybridlm.ablate.results import FORMAT, load
 from hybridlm.ablate.trial import Outcome, Pack, Settings, pending
+from hybridlm.ablate.widening import widened
 from hybridlm.compose import strict_yaml
 from hybridlm.errors import DataError
 from hybridlm.files import atomic_write
@@ -31,8 +32,10 @@ RETRY = 2.0  # seconds until a pack that another runner holds is asked for again
 
 @dataclass
 class Ran:
-    """How a run of a study ended. failed: (pack, error in a line); stopped: by Ctrl-C, run it again to go on."""
+    """How a run of a study ended. study: as it was in the end, with the rates that were added to its grid; failed:
+    (pack, error in a line); stopped: by Ctrl-C, run it again to go on."""
 
+    study: Study
     done: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     stopped: bool = False
@@ -42,7 +45,8 @@ def run(study: Study, folder: str | Path, executor: str = "local", *, save_every
     """Run what is left of a study: results that are there are kept, crashed trials tried again, once.
 
     folder: runs/studies/NAME. executor: see executors.py. save_every: seconds between checkpoints of a pack.
-    A crash is told and does not stop the rest. Ctrl-C saves, ends, and leaves everything to be gone on with.
+    A crash is told and does not stop the rest. Ctrl-C saves, ends, and leaves everything to be gone on with. What has
+    no crash is widened as the study allows, and goes on.
     """
     folder = Path(folder)
     require_folder(study, folder)
@@ -52,8 +56,13 @@ def run(study: Study, folder: str | Path, executor: str = "local", *, save_every
         works = executor_of(executor, folder, Settings(save_every=save_every), stop.is_set, cores)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_study(study, folder)
-            return _Run(study, folder, works, stop).run()
+            ran, wider = Ran(study), study
+            while wider is not None:
+                ran.study = wider
+                _write_study(wider, folder)
+                _Run(ran, folder, works, stop).run()
+                wider = None if ran.stopped or ran.failed else widened(load(wider, folder))
+            return ran
         finally:
             works.close()
 
@@ -82,14 +91,15 @@ def _require_text(study: Study) -> None:
 class _Run:
     """One run of a study: the packs that wait, those that are worked off, and what came of the others."""
 
-    def __init__(self, study: Study, folder: Path, works: Executor, stop: threading.Event) -> None:
-        self.folder, self.works, self.stop, self.ran = folder, works, stop, Ran()
-        self.board = Board(study, folder)
-        self.waiting = deque(packs_of(study.runs(), works.together, works.workers))
+    def __init__(self, ran: Ran, folder: Path, works: Executor, stop: threading.Event) -> None:
+        self.folder, self.works, self.stop, self.ran = folder, works, stop, ran
+        ran.done = 0  # what is there already is counted as it is met
+        self.board = Board(ran.study, folder)
+        self.waiting = deque(packs_of(ran.study.runs(), works.together, works.workers))
         self.running: set[str] = set()
         self.later: list[tuple[float, Pack]] = []
 
-    def run(self) -> Ran:
+    def run(self) -> None:
         with self.board:
             while self.waiting or self.running or self.later:
                 if self.stop.is_set():
@@ -100,7 +110,6 @@ class _Run:
                     self._take(pack, outcome)
                 self.board.show(self.running)
             self.ran.stopped = self.stop.is_set()
-        return self.ran
 
     def _idle(self) -> list:
         """All that is left is in other runners' hands."""

@@ -45,6 +45,7 @@ class Study:
     seeds:     so many seeds, from 0: each fixes the initial weights and the order of the data, for every arm alike.
     budget:    what all may take, or None.
     claims:    in the file's order.
+    widen:     so many times a learning rate may be added where an arm does best at an end of them.
     axes:      {axis: its values}, as coordinates of arms have them.
     source:    the mapping that the file holds.
     warnings:  what a reader of the results should know.
@@ -63,6 +64,7 @@ class Study:
     seeds: int
     budget: Budget | None
     claims: tuple[Claim, ...]
+    widen: int = 0
     axes: Mapping[str, tuple] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)

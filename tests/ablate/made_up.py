@@ -26,6 +26,8 @@ class MadeUpStudy:
     train: Train = field(default_factory=lambda: Train(steps=STEPS))
     claims: tuple[Claim, ...] = ()
     axes: dict[str, tuple] = field(default_factory=dict)
+    widen: int = 0
+    source: dict[str, Any] = field(default_factory=dict)
 
 
 def results(

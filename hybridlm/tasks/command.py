@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,23 @@ def _cells(model: HybridLM, task: Task, samples: int, seed: int, how: dict[str, 
 
 def _require_counts(given: dict[str, int]) -> None:
     """SpecError, with all that are none."""
-    wrong = []
+    wrong: list[str] = []
     for name, value in given.items():
-        try:
+        with _told_later(wrong):
             checks.whole(name, value)
-        except SpecError as error:
-            wrong.append(str(error))
+    _refuse(wrong)
+
+
+@contextmanager
+def _told_later(wrong: list[str]) -> Iterator[None]:
+    """What is refused inside is one more of what is wrong."""
+    try:
+        yield
+    except SpecError as error:
+        wrong.append(str(error))
+
+
+def _refuse(wrong: list[str]) -> None:
     if wrong:
         raise SpecError("\n".join(wrong))
 
@@ -126,19 +138,14 @@ def _tasks(run: str, names: list[str], words: list[str], trained: dict[str, Any]
     given = {name: dict(trained["params"]) if trained.get("task") == name else {} for name in names}
     codec, wrong, found = codec_of(run), [], []
     for word in words:
-        try:
+        with _told_later(wrong):
             for name, field, value in _param(word, fields):
                 given[name][field] = value
-        except SpecError as error:
-            wrong.append(str(error))
     for name in names:
-        try:
+        with _told_later(wrong):
             found.append(make(name, given[name], codec))
             Samples(found[-1], 0).sample(HELD_OUT, 0)  # now, and not behind the other tasks
-        except SpecError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise SpecError("\n".join(wrong))
+    _refuse(wrong)
     return found
 
 

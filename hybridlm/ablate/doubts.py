@@ -29,15 +29,13 @@ def at_the_edge(claim: Claim, results: Results, arm: str, line: float) -> str | 
 
     So it might where the end is better than its neighbour by more than EDGE of what is left to the line.
     """
-    end, grid = grid_end(results, arm), sorted(results.study.lr)
+    end, best = grid_end(results, arm), results.best_lr(arm)
     if end is None:
         return None
-    best = results.best_lr(arm)
-    if len(grid) == 1:
+    if len(results.study.lr) == 1:
         return f"{arm} was given one learning rate, {best:g}, and another may be better"
-    neighbour = grid[1] if end == "smallest" else grid[-2]
     means, sign = results.means(arm, claim.metric), 1 if claim.higher_is_better else -1
-    gained = sign * (means[best] - means[neighbour])
+    gained = sign * (means[best] - means[neighbour(results, end)])
     if gained <= EDGE * abs(line - means[best]):
         return None
     return f"the best learning rate of {arm} is the {end} of the grid, {best:g}, and it still gains there"
@@ -47,6 +45,12 @@ def grid_end(results: Results, arm: str) -> str | None:
     """Whether the best learning rate of an arm is the smallest or the largest of the grid."""
     best = results.best_lr(arm)
     return {min(results.study.lr): "smallest", max(results.study.lr): "largest"}.get(best)
+
+
+def neighbour(results: Results, end: str) -> float:
+    """The learning rate beside the smallest or the largest of a grid of several."""
+    grid = sorted(results.study.lr)
+    return grid[1] if end == "smallest" else grid[-2]
 
 
 def still_rising(claim: Claim, results: Results, holds: np.ndarray, needed: int) -> str | None:

@@ -61,7 +61,8 @@ def run(study: Study, folder: str | Path, executor: str = "local", *, save_every
                 ran.study = wider
                 _write_study(wider, folder)
                 _Run(ran, folder, works, stop).run()
-                wider = None if ran.stopped or ran.failed else widened(load(wider, folder))
+                over = ran.stopped or ran.failed or not wider.widen
+                wider = None if over else widened(load(wider, folder))
             return ran
         finally:
             works.close()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hybridlm.ablate.claims import arms_of
-from hybridlm.ablate.doubts import grid_end
+from hybridlm.ablate.doubts import grid_end, neighbour
 
 if TYPE_CHECKING:
     from hybridlm.ablate.results import Results
@@ -20,11 +20,11 @@ def widened(results: Results) -> Study | None:
     """
     study = results.study
     ends = {end for arm in _claimed(results) if (end := _gaining_end(results, arm))} if study.widen else set()
-    if not ends or len(study.lr) < 2:
+    if not ends:
         return None
-    low, *_, high = grid = sorted(study.lr)
-    beyond = {"smallest": low * low / grid[1], "largest": high * high / grid[-2]}
-    lr = tuple(sorted([*grid, *(float(f"{beyond[end]:.4g}") for end in ends)]))
+    rates = {"smallest": min(study.lr), "largest": max(study.lr)}
+    beyond = (rates[end] ** 2 / neighbour(results, end) for end in ends)
+    lr = tuple(sorted([*study.lr, *(float(f"{rate:.4g}") for rate in beyond)]))
     source = {**study.source, "lr": list(lr), "widen": study.widen - 1}
     return replace(study, lr=lr, widen=study.widen - 1, source=source)
 
@@ -35,8 +35,8 @@ def _claimed(results: Results) -> list[str]:
 
 def _gaining_end(results: Results, arm: str) -> str | None:
     """The end of the grid at which an arm is best, and better than at the rate beside it."""
-    end, grid = grid_end(results, arm), sorted(results.study.lr)
-    if end is None or len(grid) < 2:
+    end = grid_end(results, arm)
+    if end is None or len(results.study.lr) < 2:
         return None
     means, best = results.means(arm, results.score), results.best_lr(arm)
-    return end if means[best] != means[grid[1] if end == "smallest" else grid[-2]] else None
+    return end if means[best] != means[neighbour(results, end)] else None

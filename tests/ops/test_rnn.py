@@ -1,12 +1,15 @@
 """LSTM and GRU against a loop over rows and tokens in numpy, written from their equations."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
 from hybridlm.ops.backend import resolve, trace
-from hybridlm.ops.rnn import best_first, gru, lstm
+from hybridlm.ops.rnn import best_first, gru, lstm, reference, vendor
 from tests.ops.common import error
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -251,28 +254,50 @@ def test_pytorch_is_left_as_it_was(backend):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_kernel_is_told_when_it_trains_and_keeps_its_settings_in_the_backward_pass(name, monkeypatch):
-    """cuDNN keeps nothing for a backward pass that it is not told of, and would round it to TF32."""
+def test_a_kernel_is_told_when_it_trains(name, monkeypatch):
+    """cuDNN keeps nothing for a backward pass that it is not told of."""
     seen, kernel = [], getattr(torch, name)
 
     def spy(*args):
-        seen.append((args[6], torch.backends.cudnn.allow_tf32))
+        seen.append(args[6])
         return kernel(*args)
 
     monkeypatch.setattr(torch, name, spy)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     args, _ = inputs(name)
     run(name, [v.requires_grad_() for v in args], backend="vendor")
     with torch.no_grad():
         run(name, args, backend="vendor")
-    assert seen == [(True, False), (False, False)]
+    assert seen == [True, False]
     seen.clear()
     torch.func.grad(lambda x: run(name, [x, *args[1:]], backend="vendor")[0].sum())(args[0].detach())
-    assert seen == [(False, False), (True, False)]  # once more, in the backward pass, as on a GPU
+    assert seen == [False, True]  # once more, in the backward pass, as on a GPU
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cudnn_is_given_float64_and_weights_in_one_piece(name):
+    """As it takes them without a copy; what comes back, gradients too, is what the loop finds in float64."""
+    (x, *weights), state = inputs(name, dtype=torch.float32)
+    weights = tuple(weight.t().contiguous().t().requires_grad_() if weight.ndim == 2 else weight for weight in weights)
+    seen = []
+
+    def spy(*given):
+        seen.append(given)
+        return loop(*given)
+
+    loop = partial({"lstm": reference.lstm_loop, "gru": reference.gru_loop}[name], nullcontext)
+    y, last = vendor.in_double(spy, x, state, weights)
+    ((_, _, wide),) = seen
+    assert [weight.storage_offset() for weight in wide] == [sum(w.numel() for w in wide[:i]) for i in range(4)]
+    assert wide[0].untyped_storage().nbytes() == 8 * sum(w.numel() for w in wide)
+    true_y, true_last = loop(x.double(), tuple(s.double() for s in state), tuple(w.double() for w in weights))
+    assert torch.equal(y, true_y.float())
+    assert all(torch.equal(ours, true.float()) for ours, true in zip(last, true_last, strict=True))
+    found, wanted = (torch.autograd.grad(out.double().square().sum(), weights[:2]) for out in (y, true_y))
+    assert all(error(ours, true) < 1e-6 for ours, true in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize(("device", "first"), [("cpu", "vendor"), ("cuda", "reference")])
-def test_auto_takes_no_loop_that_breaks_a_law(device, first):
+def test_auto_takes_no_loop_of_twice_the_memory(device, first):
     with FakeTensorMode():
         x = torch.empty(1, 2, 3, device=device)
     assert resolve("lstm", "auto", best_first(x, len, max)) == {"vendor": len, "reference": max}[first]

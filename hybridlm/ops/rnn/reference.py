@@ -4,7 +4,7 @@ A loop in Python would spend its time in Python. One token is written out.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -32,20 +32,11 @@ def gru(
 def plain() -> Iterator[None]:
     """Neither oneDNN nor cuDNN."""
     onednn = torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
-    with onednn, cudnn(enabled=False):
-        yield
-
-
-def cudnn(enabled: bool | None = None, allow_tf32: bool | None = None) -> AbstractContextManager[None]:
-    """Within the block cuDNN is as is said here; None leaves a setting as it is."""
-    return torch.backends.cudnn.flags(
-        enabled=enabled,
-        benchmark=None,
-        benchmark_limit=None,
-        deterministic=None,
-        allow_tf32=allow_tf32,
-        fp32_precision=None,
+    cudnn = torch.backends.cudnn.flags(  # None leaves a setting as it is
+        enabled=False, benchmark=None, benchmark_limit=None, deterministic=None, allow_tf32=None, fp32_precision=None
     )
+    with onednn, cudnn:
+        yield
 
 
 def lstm_loop(settings: Settings, x: Tensor, state: Memory, weights: Weights) -> tuple[Tensor, Memory]:

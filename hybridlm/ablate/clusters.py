@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hybridlm.ablate.executor import PATIENCE, Executor
-from hybridlm.ablate.trial import Outcome, Pack, Settings, record, run_pack
+from hybridlm.ablate.job import Outcome, Pack, Settings
+from hybridlm.ablate.trial import record, run_pack
 from hybridlm.errors import SpecError, UnsupportedError
 
 ANSWER = 10.0  # seconds that a Ray cluster has to answer

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from hybridlm.ablate.trial import Outcome, Pack, Settings, run_pack
+from hybridlm.ablate.job import Outcome, Pack, Settings
+from hybridlm.ablate.trial import run_pack
 
 PATIENCE = 0.2  # seconds that `finished` waits for news
 Together = Literal["seed", "arm"]

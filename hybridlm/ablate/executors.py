@@ -21,7 +21,7 @@ from typing import Any
 
 from hybridlm.ablate.clusters import Ray, Slurm, package
 from hybridlm.ablate.executor import Executor, Here
-from hybridlm.ablate.trial import Settings
+from hybridlm.ablate.job import Settings
 from hybridlm.ablate.workers import Local
 from hybridlm.errors import SpecError, UnsupportedError, did_you_mean
 

@@ -17,8 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hybridlm.ablate.job import PROGRESS, Outcome, Pack, pack_folder
 from hybridlm.ablate.results import load
-from hybridlm.ablate.trial import PROGRESS, Outcome, Pack, pack_folder
 from hybridlm.train.console import Terminal, digits
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from hybridlm.ablate.executor import Executor, Together
 from hybridlm.ablate.executors import executor_of
+from hybridlm.ablate.job import Outcome, Pack, Settings
 from hybridlm.ablate.progress import Board
 from hybridlm.ablate.results import FORMAT, load
-from hybridlm.ablate.trial import Outcome, Pack, Settings, pending
+from hybridlm.ablate.trial import pending
 from hybridlm.ablate.widening import widened
 from hybridlm.compose import strict_yaml
 from hybridlm.errors import DataError

@@ -20,12 +20,12 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybridlm.ablate.captured import Captured
+from hybridlm.ablate.job import PROGRESS, Pack, Settings
 from hybridlm.ablate.knockout import knockouts
 from hybridlm.ablate.measure import EVAL_TOKENS, HeldOut, better, measure
 from hybridlm.ablate.pack import Members, RowAdamW, Way, apart, best_way, stacked
 from hybridlm.ablate.results import Metrics, Result
 from hybridlm.ablate.subject import length_of, text_path
-from hybridlm.ablate.trial import PROGRESS, Pack, Settings
 from hybridlm.errors import CheckpointError
 from hybridlm.tasks.data import TaskData
 from hybridlm.train.callbacks import step_name

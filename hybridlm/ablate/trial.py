@@ -1,29 +1,24 @@
 """One pack of trials from its first step to its results: what a process, a job of a cluster or a plain call works off.
 
-A pack is the trials of one model that are trained side by side, each with its seed and its learning rate. What it has
-done so far is in a checkpoint, written every so many seconds: killed at any instant and started again it comes to the
-same results, bit for bit, and a result that is there is never found twice.
-
-    FOLDER/packs/KEY/checkpoints/step-N    the newest one; gone when every result is written
-    FOLDER/packs/KEY/progress.json         where it stands, for whoever looks on
-    FOLDER/packs/KEY/log.txt               what it printed, where a process of its own ran it
+What it has done so far is in a checkpoint, written every so many seconds: killed at any instant and started again it
+comes to the same results, bit for bit, and a result that is there is never found twice.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from hybridlm.ablate.job import PROGRESS, Outcome, Pack, Settings, pack_folder
 from hybridlm.ablate.parts import plain
 from hybridlm.ablate.results import FAILED, FORMAT, RESULT, Result, trial_folder
 from hybridlm.compose import strict_yaml
@@ -32,56 +27,6 @@ from hybridlm.files import atomic_write
 
 if TYPE_CHECKING:
     from hybridlm.ablate.study import Trial
-
-PACKS, PROGRESS, LOG = "packs", "progress.json", "log.txt"
-
-Ended = Literal["done", "busy", "stopped", "failed"]
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Trials of one arm. key: of the set of them; workers: processes that draw their training samples ahead."""
-
-    trials: tuple[Trial, ...]
-    workers: int = 0
-
-    @property
-    def key(self) -> str:
-        text = " ".join(trial.key for trial in self.trials)
-        return hashlib.blake2b(text.encode()).hexdigest()[:16]
-
-    @property
-    def arm(self) -> str:
-        """The name of the arm."""
-        return self.trials[0].arm.name
-
-    def __str__(self) -> str:
-        seeds, rates = sorted({t.seed for t in self.trials}), sorted({t.lr for t in self.trials})
-        return f"{self.arm}, seeds {', '.join(map(str, seeds))}, lr {', '.join(f'{lr:g}' for lr in rates)}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How work on a pack ended. done: every trial has a result; busy: another runner holds one of them; stopped: it
-    was told to, and goes on from a checkpoint; failed: `error` says how, and so does each trial's failed.json."""
-
-    ended: Ended
-    error: str = ""
-    told: tuple[str, ...] = ()  # what was found damaged, and done anew
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a pack runs, which changes none of its numbers.
-
-    device: cpu, or cuda. save_every: seconds between checkpoints. threads: of a CPU; None: as torch has them.
-    way:    to the gradients of its members, see pack.py; None: the quickest.
-    """
-
-    device: str = "cpu"
-    save_every: float = 60.0
-    threads: int | None = None
-    way: Literal["apart", "stacked", "captured"] | None = None
 
 
 def pending(folder: Path, trials: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
@@ -98,11 +43,6 @@ def pending(folder: Path, trials: Sequence[Trial]) -> tuple[list[Trial], list[st
         if found is None:
             left.append(trial)
     return left, told
-
-
-def pack_folder(folder: str | Path, key: str) -> Path:
-    """Where a study in `folder` keeps what a pack has done so far."""
-    return Path(folder) / PACKS / key
 
 
 def run_pack(pack: Pack, folder: str | Path, settings: Settings, stop: Callable[[], bool] = lambda: False) -> Outcome:

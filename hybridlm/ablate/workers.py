@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hybridlm.ablate.executor import PATIENCE, Executor
-from hybridlm.ablate.trial import LOG, Outcome, Pack, Settings, pack_folder, record, run_pack
+from hybridlm.ablate.job import LOG, Outcome, Pack, Settings, pack_folder
+from hybridlm.ablate.trial import record, run_pack
 
 GRACE = 60.0  # seconds that a process has to finish its step and save
 

@@ -10,9 +10,9 @@ import pytest
 from hybridlm.ablate.clusters import Slurm
 from hybridlm.ablate.executor import Here
 from hybridlm.ablate.executors import executor_of
+from hybridlm.ablate.job import LOG, Settings, pack_folder
 from hybridlm.ablate.results import load
 from hybridlm.ablate.run import packs_of, run
-from hybridlm.ablate.trial import LOG, Settings, pack_folder
 from hybridlm.ablate.workers import Local
 from hybridlm.errors import SpecError, UnsupportedError
 from tests.ablate.subjects import small_study

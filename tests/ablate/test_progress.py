@@ -7,9 +7,9 @@ import time
 import pytest
 from rich.console import Console
 
+from hybridlm.ablate.job import Outcome, pack_folder
 from hybridlm.ablate.progress import Board, _clock
 from hybridlm.ablate.run import packs_of, run
-from hybridlm.ablate.trial import Outcome, pack_folder
 from hybridlm.train.console import Terminal
 from tests.ablate.subjects import small_study
 

@@ -15,10 +15,11 @@ from filelock import FileLock
 
 from hybridlm.ablate import run as running
 from hybridlm.ablate import training
+from hybridlm.ablate.job import Pack, Settings, pack_folder
 from hybridlm.ablate.parts import Data
 from hybridlm.ablate.results import RESULT, Result, load, trial_folder
 from hybridlm.ablate.run import packs_of, run
-from hybridlm.ablate.trial import Pack, Settings, pack_folder, run_pack
+from hybridlm.ablate.trial import run_pack
 from hybridlm.errors import DataError, SpecError
 from tests.ablate.subjects import small_study
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from hybridlm.ablate import training
+from hybridlm.ablate.job import Settings
 from hybridlm.ablate.parts import Data
 from hybridlm.ablate.results import Result, trial_folder
 from hybridlm.ablate.run import packs_of
-from hybridlm.ablate.trial import Settings, run_pack
+from hybridlm.ablate.trial import run_pack
 from hybridlm.compose.build import build
 from hybridlm.train.optim import schedule_factor
 from tests.ablate.subjects import TASK, small_study

@@ -5,10 +5,11 @@ from dataclasses import replace
 import torch
 
 from hybridlm.ablate import training
+from hybridlm.ablate.job import Settings
 from hybridlm.ablate.parts import StopAt
 from hybridlm.ablate.results import Result, trial_folder
 from hybridlm.ablate.run import packs_of
-from hybridlm.ablate.trial import Settings, run_pack
+from hybridlm.ablate.trial import run_pack
 from tests.ablate.subjects import small_study
 
 

@@ -5,9 +5,10 @@ import torch
 
 from hybridlm.ablate import training
 from hybridlm.ablate.captured import WORTH_COMPILING, Captured
+from hybridlm.ablate.job import Settings
 from hybridlm.ablate.pack import Members, RowAdamW, apart
 from hybridlm.ablate.run import packs_of
-from hybridlm.ablate.trial import Settings, run_pack
+from hybridlm.ablate.trial import run_pack
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.registry import mixers
 from tests.ablate.subjects import small_study

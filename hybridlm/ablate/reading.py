@@ -1,4 +1,4 @@
-"""From a study file to a Study: every section read, every arm resolved and matched, every mistake told at once."""
+"""From a study file to what a Study holds: every section read, every arm resolved and matched, all mistakes at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hybridlm.ablate.bars import Setting, check_claims
 from hybridlm.ablate.drafts import Draft, Place, check_alike, drafts, places, settle, shared
 from hybridlm.ablate.parts import Claim, Data, Match, Train
 from hybridlm.ablate.problems import Problems
-from hybridlm.ablate.study import Study
 from hybridlm.ablate.subject import check_fit, guess_of, length_of
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
@@ -31,16 +30,15 @@ MOST_WIDER = 8
 LEAST_LRS = 4
 
 
-def read_study(given: Mapping[str, Any], name: str, *, has_run: bool = False) -> Study:
-    """The study in a mapping; name: what errors call it. has_run: its texts need not be there any more.
+def read_fields(given: Mapping[str, Any], name: str, *, has_run: bool = False) -> dict[str, Any]:
+    """The fields of a Study; name: what errors call it. has_run: its texts need not be there any more.
 
     SpecError: everything that is wrong.
     """
     problems = Problems()
-    study = _Reader(given, problems, name, has_run).study()
+    fields = _Reader(given, problems, name, has_run).fields()
     problems.refuse(name)
-    assert study is not None
-    return study
+    return fields
 
 
 class _Reader:
@@ -62,8 +60,8 @@ class _Reader:
         if "arms" not in given and not given.get("axes"):
             problems.add("arms", "missing; a study needs arms: or axes:")
 
-    def study(self) -> Study | None:
-        """The study, or None where it is wrong."""
+    def fields(self) -> dict[str, Any]:
+        """The fields of a Study; none where something is wrong."""
         given, problems = self.given, self.problems
         data, evals = self._data(), self._evals()
         train = sections.read_train(given["train"], problems) if "train" in given else None
@@ -91,27 +89,27 @@ class _Reader:
             )
             check_claims(claims, setting, problems)
         if problems.found:
-            return None
+            return {}
         self._warn(arms, data, train, lr, seeds)
-        return Study(
-            name=name,
-            question=question,
-            baseline=baseline,
-            arms=arms,
-            reference=reference,
-            match=match,
-            data=data,
-            eval=tuple(evals),
-            train=train,
-            lr=lr,
-            widen=self._widen(lr),
-            seeds=seeds,
-            budget=budget,
-            claims=tuple(claim for _, claim in claims),
-            axes={axis.name: axis.labels for axis in axes},
-            source={**given, "baseline": baseline.to_dict()},  # wherever it is read again
-            warnings=tuple(problems.warnings),
-        )
+        return {
+            "name": name,
+            "question": question,
+            "baseline": baseline,
+            "arms": arms,
+            "reference": reference,
+            "match": match,
+            "data": data,
+            "eval": tuple(evals),
+            "train": train,
+            "lr": lr,
+            "widen": self._widen(lr),
+            "seeds": seeds,
+            "budget": budget,
+            "claims": tuple(claim for _, claim in claims),
+            "axes": {axis.name: axis.labels for axis in axes},
+            "source": {**given, "baseline": baseline.to_dict()},  # wherever it is read again
+            "warnings": tuple(problems.warnings),
+        }
 
     def _one(self, key: str, rule: Any) -> Any:
         """A key's value by its rule, or None."""

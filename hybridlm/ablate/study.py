@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from hybridlm.ablate.arms import Arm, ArmCost
 from hybridlm.ablate.parts import Budget, Claim, Data, Match, StopAt, Train, plain
+from hybridlm.ablate.reading import read_fields
 from hybridlm.compose import strict_yaml
 from hybridlm.compose.spec import ModelSpec
 
@@ -75,16 +76,12 @@ class Study:
 
         SpecError: everything that is wrong with it.
         """
-        from hybridlm.ablate.reading import read_study
-
-        return read_study(strict_yaml.read(path), str(path), has_run=has_run)
+        return cls(**read_fields(strict_yaml.read(path), str(path), has_run=has_run))
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], name: str = "study") -> Self:
         """The study in a plain mapping; name: what errors call it."""
-        from hybridlm.ablate.reading import read_study
-
-        return read_study(given, name)
+        return cls(**read_fields(given, name))
 
     def to_yaml(self) -> str:
         """The text of a file that `read` reads back."""

@@ -7,6 +7,8 @@ import importlib
 import sys
 import traceback
 
+from hybridlm.command_line import Parser
+
 COMMANDS = {  # name: (module, function that runs it, function that adds its options, its example, what it does)
     "train": ("train", "main", "add_options", "EXAMPLE", "training steps of the same model in each package"),
     "decode": ("inference", "decode", "add_decode_options", "DECODE_EXAMPLE", "milliseconds a token after a prompt"),
@@ -52,13 +54,14 @@ def _salvaged(error: BaseException) -> int:
     return 1
 
 
-def _parser(name: str | None) -> argparse.ArgumentParser:
+def _parser(name: str | None) -> Parser:
     """Only the command that is asked for imports its module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast hybridlm is, beside others.")
+    parser = Parser(prog="python -m benchmarks", description="How fast hybridlm is, beside others.")
     parser.epilog = "Results go to --out as JSON, CSV and a picture; `report` writes them into benchmarks/README.md."
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, (module, _, options, example, about) in COMMANDS.items():
-        one = commands.add_parser(command, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+        plain = argparse.RawDescriptionHelpFormatter
+        one = commands.add_parser(command, help=about, formatter_class=plain, allow_abbrev=False)
         if command != name:
             continue
         found = importlib.import_module(f"benchmarks.{module}")

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from hybridlm.cli.complain import UsageError
+from hybridlm.command_line import require_once
 from hybridlm.compose.docstrings import field_docs
 from hybridlm.errors import did_you_mean
 
@@ -53,12 +54,15 @@ def call(function: Callable, argv: Sequence[str], *, name: str, example: str) ->
         description=_description(function),
         epilog=f"example: {example}",
         formatter_class=Formatter,
+        allow_abbrev=False,
     )
     docs, hints = field_docs(inspect.getdoc(function) or ""), typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
     for parameter in parameters:
         _add(parser, parameter, hints[parameter.name], docs.get(parameter.name, ""))
-    values = parser.parse_args([_hyphens(word) for word in argv]).as_dict()
+    words = [_hyphens(word) for word in argv]
+    require_once(parser, words)
+    values = parser.parse_args(words).as_dict()
     first = [values.pop(parameter.name) for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
     return function(*first, **values)
 

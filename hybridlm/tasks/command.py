@@ -136,8 +136,8 @@ def _tasks(run: str, names: list[str], words: list[str], trained: dict[str, Any]
     """The tasks at their difficulties. SpecError: all that is wrong with any of them, or with what was said of them."""
     fields = {name: [field.name for field in difficulty(registry.tasks.get(name))] for name in names}
     given = {name: dict(trained["params"]) if trained.get("task") == name else {} for name in names}
-    codec, wrong, found = codec_of(run), [], []
-    for word in words:
+    codec, wrong, found = codec_of(run), _given_twice(words), []
+    for word in sorted(words, key=lambda word: "." in _path(word)):  # what is said of one task wins
         with _told_later(wrong):
             for name, field, value in _param(word, fields):
                 given[name][field] = value
@@ -147,6 +147,16 @@ def _tasks(run: str, names: list[str], words: list[str], trained: dict[str, Any]
             Samples(found[-1], 0).sample(HELD_OUT, 0)  # now, and not behind the other tasks
     _refuse(wrong)
     return found
+
+
+def _given_twice(words: list[str]) -> list[str]:
+    """What is wrong with each field that is given more than once."""
+    said = {path: [word for word in words if _path(word) == path] for path in map(_path, words)}
+    return [f"--params: {' and '.join(repr(w) for w in given)}; once, please" for given in said.values() if given[1:]]
+
+
+def _path(word: str) -> str:
+    return word.partition("=")[0]
 
 
 def _param(word: str, fields: dict[str, list[str]]) -> Iterable[tuple[str, str, Any]]:

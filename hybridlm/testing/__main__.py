@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hybridlm.command_line import Parser
 from hybridlm.errors import SpecError
 from hybridlm.layers.mixer import Mixer
 from hybridlm.registry import mixers
@@ -60,11 +61,11 @@ def part(name: str) -> str | type[Mixer]:
         raise SpecError(f"{name}: cannot be imported: {error}") from error
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     first, _, example = __doc__.partition("\n\n")
     plain = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(
-        "python -m hybridlm.testing", description=first, epilog=example, formatter_class=plain
+    made = Parser(
+        "python -m hybridlm.testing", description=first, epilog=example, formatter_class=plain, allow_abbrev=False
     )
     known = ", ".join(mixers.names())
     made.add_argument("mixers", nargs="*", help=f"registered names, or module:Class; default: all of {known}")
@@ -74,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto, reference, triton or vendor; calls that it does not take go to reference",
     )
-    made.add_argument("--laws", nargs="+", metavar="C1", help=f"of {', '.join(numbers())}; default: all")
+    laws = f"of {', '.join(numbers())}; default: all"
+    made.add_argument("--laws", nargs="+", action="extend", metavar="C1", help=laws)
     made.add_argument("--d-model", type=int, default=32, help="width (default: %(default)s)")
     made.add_argument("--tokens", type=int, default=70, help="length of the scene, at least 50 (default: %(default)s)")
     made.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")

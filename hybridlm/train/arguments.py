@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from hybridlm.command_line import given_twice
 from hybridlm.compose import strict_yaml
 from hybridlm.errors import CheckpointError, SpecError, did_you_mean
 from hybridlm.registry import TASKS, datasets, tasks
@@ -16,6 +17,7 @@ from hybridlm.resources import find_config
 from hybridlm.train.checkpoint import checkpoint_folder
 from hybridlm.train.console import panel
 
+REPEATED = ("--config", "--help", "--print_config")  # each config over the one before
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 
 
@@ -39,13 +41,18 @@ def task_of(argv: list[str]) -> str:
 
 
 def expand(argv: list[str]) -> list[str]:
-    """`--config NAME` -> the file, checked; `--resume RUN` -> RUN's config and newest checkpoint, ahead of the rest.
+    """`--config NAME` -> the file, checked; `--resume RUN` -> RUN's config and newest checkpoint.
+
+    What is resumed goes ahead, then the configs, so that an option wins over every file wherever it stands.
 
     Raises:
-        SpecError: no such config, or one that is no plain YAML (an alias, a tag, a key twice, a binary file).
+        SpecError: an option is given twice; no such config, or one that is no plain YAML (an alias, a tag, a key
+            twice, a binary file).
         CheckpointError: nothing to resume from.
     """
-    resumed, others, words = [], [], iter(argv[1:])
+    if wrong := given_twice(argv, lambda option: option not in REPEATED):
+        raise SpecError(wrong)
+    resumed, configs, others, words = [], [], [], iter(argv[1:])
     for word in words:
         option, equals, value = word.partition("=")
         if option not in ("--resume", "--config", "-c"):
@@ -57,8 +64,8 @@ def expand(argv: list[str]) -> list[str]:
         elif option == "--resume":
             resumed = _of_run(value)
         else:
-            others += ["--config", str(_checked(value))]
-    return [*argv[:1], *resumed, *others]
+            configs += ["--config", str(_checked(value))]
+    return [*argv[:1], *resumed, *configs, *others]
 
 
 def _checked(config: str) -> Path:

@@ -125,7 +125,7 @@ class HybridCLI(LightningCLI):
         self._held = held  # what is given back when the command ends
         task = task_of(args)
         self.known = task in tasks  # one with known answers, which TaskData is told
-        parser = {"parser_mode": "omegaconf+", "default_env": False}
+        parser = {"parser_mode": "omegaconf+", "default_env": False, "allow_abbrev": False}
         named = {
             name: {**parser, "usage": f"{USAGE.format(name)}{EXAMPLES[name]}", "description": ABOUT[name]}
             for name in ABOUT

@@ -8,7 +8,6 @@ bigram model and of gzip on the same bytes, and lets it write a few lines of Pyt
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import math
@@ -23,6 +22,7 @@ import torch
 from rich.table import Table
 
 import hybridlm as hl
+from hybridlm.command_line import Parser
 from hybridlm.compose.model import HybridLM
 from hybridlm.files import atomic_write
 from hybridlm.ops.cross_entropy import IGNORED
@@ -40,7 +40,8 @@ TRAINING_SHARE = 0.85  # of the time; the rest is validation, scoring and writin
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demonstration; the exit code of the training if that failed, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m hybridlm.train.demo", description=__doc__.split("\n")[0])
+    about = __doc__.split("\n")[0]
+    parser = Parser(prog="python -m hybridlm.train.demo", description=about, allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=4.0, help="time for training (default 4)")
     parser.add_argument("--run", default=None, help="run folder (default runs/demo/<next number>)")
     parser.add_argument("--prompt", default="def ", help="what the model goes on from")

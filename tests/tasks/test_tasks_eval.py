@@ -108,6 +108,13 @@ def test_tasks_and_difficulties_are_read_from_the_command_line(saved, capsys):
     assert (mqar["guess"], mqar["samples"]) == (1 / 16, 6)
 
 
+def test_what_is_said_of_one_task_wins_wherever_it_stands(saved, capsys):
+    asked = ["--tasks", "mqar,mqar_packed", "--samples=2", "--json", "--params"]
+    for words in (["length=128", "mqar.length=64"], ["mqar.length=64", "length=128"]):
+        assert cli.main(["eval", saved, *asked, *words]) == 0
+        assert [row["difficulty"]["length"] for row in rows(capsys)] == [64, 128]
+
+
 def test_csv_holds_what_json_holds(saved, capsys):
     assert cli.main(["eval", saved, "--tasks", "mqar", "--samples", "5", "--csv"]) == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
@@ -138,6 +145,8 @@ def test_the_table_names_the_guess(saved, capsys):
             ["--tasks", "mqar,copying", "--params", "tokens=x", "mqar.pears=1"],
             "mqar.pears: unknown field; did you mean",
         ),
+        (["--tasks", "mqar", "--params", "pairs=4", "--params", "pairs=5"], "'pairs=4' and 'pairs=5'; once, please"),
+        (["--tasks", "mqar", "--samples", "4", "--samples", "5"], "--samples: given twice, '4' and '5'"),
         (["--tasks", "mqar", "--params", "nonsense=1"], "mqar.nonsense: unknown field; known: vocab_size, length"),
         (["--tasks", "mqar", "--params", "vocab_size=512"], "vocab_size: 256, and mqar has ids up to 511"),
         (["--tasks", "mqar,linear_regression"], "linear_regression asks numbers at some positions"),

@@ -32,7 +32,14 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def fit(here, spec, texts):
     """fit(*options) -> exit code of a small run."""
-    return lambda *options: cli.main(["fit", f"--model.spec={spec}", f"--data.path={texts}", *SMALL, *QUICK, *options])
+    base = [f"--model.spec={spec}", f"--data.path={texts}", *SMALL, *QUICK]
+    return lambda *options: cli.main(["fit", *besides(base, options), *options])
+
+
+def besides(base, options):
+    """The options of `base` that are not given: twice is a mistake."""
+    given = {option.partition("=")[0] for option in options}
+    return [option for option in base if option.partition("=")[0] not in given]
 
 
 def config(run):
@@ -64,6 +71,15 @@ def test_an_override_reaches_interpolations(fit, here):
     saved = config(here / "r")
     assert (saved["seed_everything"], saved["model"]["seed"], saved["data"]["seed"]) == (7, 7, 7)
     assert saved["checkpoint"]["every"] == 4
+
+
+def test_an_option_wins_over_a_config_wherever_it_stands(here, spec, capsys):
+    (here / "a.yaml").write_text("model: {lr: 0.5, warmup: 7}\ntrainer: {max_steps: 7}\n")
+    (here / "b.yaml").write_text("model: {warmup: 9}\n")
+    configs = ["--config=a.yaml", "--config", "b.yaml"]
+    assert cli.main(["fit", f"--model.spec={spec}", "--model.lr=0.25", *configs, "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["model"]["lr"], shown["model"]["warmup"], shown["trainer"]["max_steps"]) == (0.25, 9, 7)
 
 
 def test_shipped_configs_are_read(here, spec, texts, capsys):
@@ -141,8 +157,13 @@ def test_a_tokenizer_goes_with_the_run(fit, here, spec, texts):
     ("options", "code", "words"),
     [
         (["--data.contxt=3"], 2, "unknown option '--data.contxt=3'. Did you mean '--data.context'?"),
+        (["--data.contex=3"], 2, "unknown option '--data.contex=3'. Did you mean '--data.context'?"),
         (["--model.lr=fast"], 2, "--model.lr: 'fast' is not a number"),
         (["--config=none.yaml"], 2, "none.yaml"),
+        (["--model.lr=1", "--model.lr", "2"], 2, "--model.lr: given twice, '1' and '2'; it takes one value"),
+        (["--task=mqar", "--task=text"], 2, "--task: given twice, 'mqar' and 'text'"),
+        (["--resume=a", "--resume=b"], 2, "--resume: given twice, 'a' and 'b'"),
+        (["--trainer.max_steps=3", "--trainer=t.yaml"], 2, "--trainer: 't.yaml' would take the place of"),
         (["--data.path=none"], 2, "no such file or folder: 'none'"),
         (["--data.context=100000"], 2, "data.context: 100000 tokens"),
         (["--model.spec=none.yaml"], 2, "none.yaml"),
@@ -238,7 +259,7 @@ def test_configs_are_read_strictly(fit, here, capsys, content, words):
 
 def test_shipped_names_hold_from_anywhere(fit, here):
     quick = ["--config", "quickstart/stdlib", "--model.seed=0", "--data.seed=0"]
-    assert fit(*quick, "--model.spec=attention", *QUICK, *SMALL, "--trainer.max_steps=1") == 0
+    assert fit(*quick, "--model.spec=attention", "--trainer.max_steps=1") == 0
     assert (here / "runs" / "attention" / "0" / "model.yaml").read_bytes() == config_path(
         "models/attention"
     ).read_bytes()
@@ -261,7 +282,8 @@ def test_ctrl_c_outside_the_steps(fit, here, monkeypatch, capsys):
 
 
 def test_a_reader_that_leaves_does_not_end_the_run(here, spec, texts):
-    words = ["fit", f"--model.spec={spec}", f"--data.path={texts}", *SMALL, *QUICK, "--run=r", "--trainer.max_steps=9"]
+    options = [f"--model.spec={spec}", f"--data.path={texts}", *SMALL, "--run=r", "--trainer.max_steps=9"]
+    words = ["fit", *besides(QUICK, options), *options]
     reads, writes = os.pipe()
     os.close(reads)
     environment = {**os.environ, "PYTHONPATH": str(config_path("models/tiny").parents[2])}

@@ -222,8 +222,14 @@ QUICK = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.a
 def fit(spec, tmp_path, monkeypatch):
     """fit(*options) -> exit code of a small run, with the shipped settings for all that is not said."""
     monkeypatch.chdir(tmp_path)
-    base = ["fit", "--config", "train/signals", f"--model.spec={spec}", *SHORT, *QUICK]
-    return lambda *options: cli.main([*base, *options])
+    base = [f"--model.spec={spec}", *SHORT, *QUICK]
+
+    def run(*options):
+        given = {option.partition("=")[0] for option in options}
+        besides = [option for option in base if option.partition("=")[0] not in given]
+        return cli.main(["fit", "--config", "train/signals", *besides, *options])
+
+    return run
 
 
 def test_a_run_from_the_command_line(fit, tmp_path, capsys):

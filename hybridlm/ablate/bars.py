@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridlm.ablate.parts import Claim, Data, Train
-from hybridlm.ablate.problems import Problems
 from hybridlm.errors import did_you_mean
+from hybridlm.problems import Problems
 
 LEAST_SEEDS = 3
 """Of an interval over seeds."""

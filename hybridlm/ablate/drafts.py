@@ -11,10 +11,10 @@ from hybridlm.ablate.axes import Axis, changes_at, points, stack_at
 from hybridlm.ablate.changes import changed
 from hybridlm.ablate.match import Matched, Matcher
 from hybridlm.ablate.parts import Match
-from hybridlm.ablate.problems import Problems
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import PatternError, SpecError, UnsupportedError, did_you_mean
+from hybridlm.problems import Problems
 
 MISTAKES = (SpecError, PatternError, UnsupportedError)
 

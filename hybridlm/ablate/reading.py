@@ -14,11 +14,11 @@ from hybridlm.ablate.axes import Axis, read_axis
 from hybridlm.ablate.bars import Setting, check_claims
 from hybridlm.ablate.drafts import Draft, Place, check_alike, drafts, places, settle, shared
 from hybridlm.ablate.parts import Claim, Data, Match, Train
-from hybridlm.ablate.problems import Problems
 from hybridlm.ablate.subject import check_fit, guess_of, length_of
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import SpecError, did_you_mean, nearest
+from hybridlm.problems import Problems
 from hybridlm.resources import find_config
 
 NEEDED = ("name", "question", "baseline", "data", "train", "lr", "seeds")

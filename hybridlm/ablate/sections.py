@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from hybridlm import checks
 from hybridlm.ablate.parts import Budget, Claim, Data, Match, StopAt, Train
-from hybridlm.ablate.problems import Problems
 from hybridlm.errors import SpecError, nearest
+from hybridlm.problems import Problems
 
 T = TypeVar("T")
 Rules = Mapping[str, Callable[[str, Any], Any]]

@@ -7,8 +7,8 @@ from typing import Any
 
 from hybridlm.ablate.arms import Arm
 from hybridlm.ablate.parts import Data
-from hybridlm.ablate.problems import Problems
 from hybridlm.errors import DataError, SpecError
+from hybridlm.problems import Problems
 from hybridlm.tasks.data import misfits
 from hybridlm.tasks.task import HELD_OUT, TRAINING, Samples, Task, make
 from hybridlm.train.corpus import corpus_bytes

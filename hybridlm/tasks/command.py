@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from hybridlm.compose.picture import suffix_of
 from hybridlm.errors import DataError, SpecError
 from hybridlm.files import check_target
 from hybridlm.ops.backend import devices
+from hybridlm.problems import Problems
 from hybridlm.tasks import heat_map
 from hybridlm.tasks.data import misfits
 from hybridlm.tasks.difficulty import difficulty
@@ -89,25 +89,11 @@ def _cells(model: HybridLM, task: Task, samples: int, seed: int, how: dict[str, 
 
 def _require_counts(given: dict[str, int]) -> None:
     """SpecError, with all that are none."""
-    wrong: list[str] = []
+    problems = Problems()
     for name, value in given.items():
-        with _told_later(wrong):
+        with problems.at():
             checks.whole(name, value)
-    _refuse(wrong)
-
-
-@contextmanager
-def _told_later(wrong: list[str]) -> Iterator[None]:
-    """What is refused inside is one more of what is wrong."""
-    try:
-        yield
-    except SpecError as error:
-        wrong.append(str(error))
-
-
-def _refuse(wrong: list[str]) -> None:
-    if wrong:
-        raise SpecError("\n".join(wrong))
+    problems.refuse()
 
 
 # -------------------------------------------------------------------------------------------------------- what is asked
@@ -136,23 +122,26 @@ def _tasks(run: str, names: list[str], words: list[str], trained: dict[str, Any]
     """The tasks at their difficulties. SpecError: all that is wrong with any of them, or with what was said of them."""
     fields = {name: [field.name for field in difficulty(registry.tasks.get(name))] for name in names}
     given = {name: dict(trained["params"]) if trained.get("task") == name else {} for name in names}
-    codec, wrong, found = codec_of(run), _given_twice(words), []
+    codec, problems, found = codec_of(run), Problems(), []
+    _check_once(words, problems)
     for word in sorted(words, key=lambda word: "." in _path(word)):  # what is said of one task wins
-        with _told_later(wrong):
+        with problems.at():
             for name, field, value in _param(word, fields):
                 given[name][field] = value
     for name in names:
-        with _told_later(wrong):
+        with problems.at():
             found.append(make(name, given[name], codec))
             Samples(found[-1], 0).sample(HELD_OUT, 0)  # now, and not behind the other tasks
-    _refuse(wrong)
+    problems.refuse()
     return found
 
 
-def _given_twice(words: list[str]) -> list[str]:
-    """What is wrong with each field that is given more than once."""
-    said = {path: [word for word in words if _path(word) == path] for path in map(_path, words)}
-    return [f"--params: {' and '.join(repr(w) for w in given)}; once, please" for given in said.values() if given[1:]]
+def _check_once(words: list[str], problems: Problems) -> None:
+    """No field is given more than once."""
+    for path in map(_path, words):
+        given = [repr(word) for word in words if _path(word) == path]
+        if len(given) > 1:
+            problems.add("--params", f"{' and '.join(given)}; once, please")
 
 
 def _path(word: str) -> str:

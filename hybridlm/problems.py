@@ -1,4 +1,4 @@
-"""Every mistake of a file at once: each is collected with its place, and one error tells all."""
+"""Every mistake of a file, or of a command line, at once: each is collected with its place, and one error tells all."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class Problems:
         except (SpecError, PatternError, DataError, UnsupportedError, OSError) as error:
             self.add(path, str(error))
 
-    def refuse(self, name: str) -> None:
-        """SpecError that tells all of them, if there are any. name: of the file."""
+    def refuse(self, name: str = "") -> None:
+        """SpecError that tells all of them, if there are any. name: of the file, where it is one."""
+        before = f"{name}: " if name else ""
         if not self.found:
             return
         if len(self.found) == 1:
-            raise SpecError(f"{name}: {self.found[0]}")
+            raise SpecError(f"{before}{self.found[0]}")
         more = [f"... and {len(self.found) - MOST} more"] if len(self.found) > MOST else []
         lines = [line.replace("\n", "\n    ") for line in [*self.found[:MOST], *more]]
-        raise SpecError(f"{name}: {len(self.found)} problems:\n  " + "\n  ".join(lines))
+        raise SpecError(f"{before}{len(self.found)} problems:\n  " + "\n  ".join(lines))

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from benchmarks.timing import median_seconds
+from hybridlm.compose.memory import dtype_name
 from hybridlm.ops.backend import devices
 
 PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d", "flash-attn", "transformers", "fla-core", "numpy")
@@ -61,4 +62,4 @@ def ceilings(device: str) -> Ceilings:
     target = torch.empty_like(source)
     copy = median_seconds(lambda: target.copy_(source), device, calls=20 if gpu else 3)
     moved = 2 * source.numel() * source.element_size()
-    return Ceilings(2 * size**3 / product, moved / copy, str(dtype).removeprefix("torch."))
+    return Ceilings(2 * size**3 / product, moved / copy, dtype_name(dtype))

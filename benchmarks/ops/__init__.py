@@ -15,6 +15,7 @@ from benchmarks.ops.case import Case, Sizes, Tensors, Way, error_of, leaves
 from benchmarks.peers import KNOWN
 from benchmarks.run import Run
 from benchmarks.timing import free, largest_block
+from hybridlm.compose.memory import dtype_name
 from hybridlm.errors import UnsupportedError
 from hybridlm.ops import backend
 
@@ -74,7 +75,7 @@ def main(args: Namespace) -> int:
     check(args)
     own, s = _own_lengths(args.ops), sizes(args)
     names = listed(",".join(own), tuple(CASES), "--ops")
-    run = Run(args, f"ops, {s.tokens:,} tokens, {str(s.dtype).removeprefix('torch.')}", ERROR)
+    run = Run(args, f"ops, {s.tokens:,} tokens, {dtype_name(s.dtype)}", ERROR)
     standard = [128, 512, 2048, 4096, 16384, 65536] if s.device.startswith("cuda") else [64, 256]
     lengths = whole_numbers(args.lengths, "--lengths") or standard
     for name in names:

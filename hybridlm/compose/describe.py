@@ -47,6 +47,7 @@ from typing import Any
 import torch
 
 from hybridlm.compose.cost import BACKWARD, LayerCost, ModelCost, keeps_keys
+from hybridlm.compose.memory import dtype_name
 from hybridlm.compose.options import Options
 from hybridlm.compose.plan import LayerPlan
 from hybridlm.layers.cost import Cost, Flops, StateBytes
@@ -66,7 +67,7 @@ def describe(cost: ModelCost, contexts: Sequence[int], *, batch: int = 1, dtype:
         "tie_embeddings": spec.tie_embeddings,
         "embed": spec.embed,
         "head": spec.head,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "batch": batch,
         "parameters": _parameters(cost),
         "attention": _attention(cost),

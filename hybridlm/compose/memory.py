@@ -34,6 +34,11 @@ def require_dtype(dtype: torch.dtype, error: type[ValueError] = SpecError) -> to
     return dtype
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As a user writes it: float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def readable_bytes(nbytes: int) -> str:
     power = min((max(nbytes, 1).bit_length() - 1) // 10, len(UNITS) - 1)
     return f"{nbytes / 1024**power:,.1f} {UNITS[power]}"

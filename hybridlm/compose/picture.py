@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybridlm.compose.memory import dtype_name
 from hybridlm.errors import SpecError
 from hybridlm.files import atomic_write
 
@@ -231,7 +232,7 @@ def _draw_state(axes: Axes, cost: ModelCost, batch: int, dtype: torch.dtype) -> 
         _curve(axes, [state.ssm for state in states], "its SSM", colour=_NAMED["mamba2"], linewidth=1.3)
     _decorate(axes, [n for state in states for n in (state.kv, state.ssm) if n] + twin)
     _say_ratio(axes, totals[-1], twin[-1])
-    title = f"Bytes of state (batch {batch}, {str(dtype).removeprefix('torch.')})"
+    title = f"Bytes of state (batch {batch}, {dtype_name(dtype)})"
     axes.set_title(title, loc="left", size=10.5, weight="bold", pad=12)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridlm.compose.cost import model_cost
+from hybridlm.compose.memory import dtype_name
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan
 from hybridlm.export.family import FAMILIES
@@ -82,7 +83,7 @@ def _about(original: Original, facts: Facts) -> str:
 
 
 def _dtype(original: Original) -> str:
-    return str(next(original.model.parameters()).dtype).removeprefix("torch.")
+    return dtype_name(next(original.model.parameters()).dtype)
 
 
 def _vocabulary(size: int) -> str:

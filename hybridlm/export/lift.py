@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hybridlm.compose.build import CONFIG, build, config_text
+from hybridlm.compose.memory import dtype_name
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import CheckpointError, ExportError, PatternError, SpecError, did_you_mean
@@ -133,9 +134,9 @@ def _require_names(weights: Sequence[Weight], found: Sequence[str], reader: Shar
 def _require_numbers(weights: Sequence[Weight], reader: ShardReader) -> None:
     """CheckpointError unless every tensor in use is of a dtype that weights have here: quantised ones have none."""
     found = {weight.theirs: reader.entries[weight.theirs].dtype for weight in weights}
-    faults = [f"{name}: {str(dtype).removeprefix('torch.')}" for name, dtype in found.items() if dtype not in DTYPES]
+    faults = [f"{name}: {dtype_name(dtype)}" for name, dtype in found.items() if dtype not in DTYPES]
     if faults:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        known = ", ".join(dtype_name(dtype) for dtype in DTYPES)
         raise CheckpointError(f"weights of another dtype than {known}:\n  " + listed(faults))
 
 

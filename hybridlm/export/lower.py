@@ -10,6 +10,7 @@ from typing import Any
 
 from hybridlm.checks import whole
 from hybridlm.compose.build import require_weights
+from hybridlm.compose.memory import dtype_name
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.plan import Stack, plan
 from hybridlm.errors import ExportError
@@ -148,7 +149,7 @@ def _instead(stack: Stack) -> str:
 
 def write_config(model: HybridLM, stack: Stack, target: Family, folder: Path, max_length: int) -> None:
     """config.json, as its readers have it."""
-    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    dtype = dtype_name(model.embed.weight.dtype)
     config = {**common(target, stack, dtype), **target.config(stack, max_length)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

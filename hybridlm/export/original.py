@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from hybridlm.compose.build import CONFIG, load, model_folder
+from hybridlm.compose.memory import dtype_name
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.plan import Stack, plan
 from hybridlm.compose.spec import ModelSpec
@@ -43,7 +44,7 @@ class Original:
         _require_finite(model, f"{self.folder}: ")
         if self.dtype is not None:
             model.to(self.dtype)
-            _require_finite(model, f"{self.folder}: in {str(self.dtype).removeprefix('torch.')} ")
+            _require_finite(model, f"{self.folder}: in {dtype_name(self.dtype)} ")
         return model
 
 

@@ -14,6 +14,7 @@ from hybridlm import __version__
 from hybridlm.checks import whole
 from hybridlm.compose.build import CONFIG, Saved, config_text, empty_model, read_saved, require_weights
 from hybridlm.compose.cost import model_cost
+from hybridlm.compose.memory import dtype_name
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import ExportError
@@ -105,7 +106,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def card(origin: Origin, text: Text | None) -> str:
     """README.md: what the model is and how it is loaded, with gaps for what only its maker knows."""
     spec = origin.spec
-    dtypes = Counter(str(entry.dtype).removeprefix("torch.") for entry in origin.entries)
+    dtypes = Counter(dtype_name(entry.dtype) for entry in origin.entries)
     rows = {
         "parameters": f"{model_cost(spec).parameters:,} ({', '.join(name for name, _ in dtypes.most_common())})",
         "width": f"{spec.d_model:,}",

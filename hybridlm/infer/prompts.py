@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridlm.compose.memory import dtype_name
 from hybridlm.errors import SpecError
 
 FORMS = "a tensor (batch, time), or a list with one list or 1-D tensor of ids for each prompt"
@@ -101,6 +102,6 @@ def _mask(valid: Tensor | None, ids: Tensor) -> Tensor | None:
 
 def _brief(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+        return f"a {dtype_name(value.dtype)} tensor of shape {tuple(value.shape)}"
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."

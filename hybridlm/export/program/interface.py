@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridlm.compose.memory import dtype_name
 from hybridlm.compose.model import HybridLM
 from hybridlm.state import Layer, LayerState
 
@@ -42,7 +43,7 @@ class Port:
 
     def to_dict(self) -> dict[str, Any]:
         """For the file that describes the programs."""
-        return {"name": self.name, "dtype": str(self.dtype).removeprefix("torch."), "shape": list(self.shape)}
+        return {"name": self.name, "dtype": dtype_name(self.dtype), "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)

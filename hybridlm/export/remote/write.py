@@ -11,6 +11,7 @@ from typing import Any
 
 import hybridlm
 from hybridlm.compose.build import CONFIG, config_text, require_weights
+from hybridlm.compose.memory import dtype_name
 from hybridlm.compose.model import HybridLM
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan, Stack, plan
@@ -123,7 +124,7 @@ def config_of(stack: Stack, dtype: Any) -> dict[str, Any]:
             "AutoConfig": f"{CONFIGURATION}.{CONFIG_CLASS}",
             "AutoModelForCausalLM": f"{MODELING}.{ARCHITECTURE}",
         },
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "vocab_size": spec.vocab_size,
         "d_model": spec.d_model,
         "num_hidden_layers": len(stack.layers),

@@ -40,7 +40,7 @@ def describe(
 
     from hybridlm.compose.cost import model_cost
     from hybridlm.compose.describe import describe as numbers
-    from hybridlm.export.lower import exportable
+    from hybridlm.export.choice import exportable
 
     contexts = _contexts(context)
     whole("--batch", batch)

@@ -24,9 +24,10 @@ from hybridlm.compose.cost import model_cost
 from hybridlm.compose.memory import readable_bytes
 from hybridlm.errors import ExportError, UnsupportedError
 from hybridlm.export.card import Facts, write_card
+from hybridlm.export.choice import passed_over
 from hybridlm.export.family import FAMILIES
 from hybridlm.export.lift import lift
-from hybridlm.export.lower import MAX_LENGTH, Lowered, passed_over
+from hybridlm.export.lower import MAX_LENGTH, Lowered
 from hybridlm.export.original import Original, read_original
 from hybridlm.export.place import read_record, require_empty, require_place, write_record
 from hybridlm.export.proof import EXACT, Proof, require_transformers, said_of

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from hybridlm.compose.plan import Stack
 from hybridlm.errors import ExportError
+from hybridlm.export.choice import choose, fits, unsayable
 from hybridlm.export.family import FAMILIES, family, instead
-from hybridlm.export.lower import Beside, Lowered, choose, fits, lower, unsayable
+from hybridlm.export.lower import Beside, Lowered, lower
 from hybridlm.export.original import Original
 
 REMOTE = "remote-code"

@@ -330,7 +330,7 @@ def test_ends_cost_what_they_are(head, pool):
 
 def test_describe_shows_the_ends(capsys):
     from hybridlm.cli.describe import _print_tables
-    from hybridlm.export.lower import exportable
+    from hybridlm.export.choice import exportable
 
     cost = model_cost(make().spec)
     said = describe(cost, [64])

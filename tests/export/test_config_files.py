@@ -12,8 +12,8 @@ import transformers
 import hybridlm as hl
 from hybridlm.compose.plan import Stack, plan
 from hybridlm.errors import ExportError
+from hybridlm.export.choice import choose, exportable
 from hybridlm.export.family import FAMILIES, common, family
-from hybridlm.export.lower import choose, exportable
 from tests.export.common import D, sample, spelled
 
 MAMBA2 = {"type": "mamba2", "d_state": 5, "head_dim": 8}

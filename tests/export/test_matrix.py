@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 import hybridlm as hl
 from hybridlm.compose.plan import plan
 from hybridlm.errors import ExportError
+from hybridlm.export.choice import choose
 from hybridlm.export.family import FAMILIES, SOURCES, family, source
 from hybridlm.export.lift import lift
-from hybridlm.export.lower import choose, lower
+from hybridlm.export.lower import lower
 from hybridlm.export.proof import LIMIT, ROUNDED, prove
 from tests.export.common import DEEP, SPOILED, built, draws, sample, spelled
 

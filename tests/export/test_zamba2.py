@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import hybridlm as hl
 from hybridlm.errors import CheckpointError, ExportError
+from hybridlm.export.choice import choose
 from hybridlm.export.lift import lift
-from hybridlm.export.lower import choose
 from hybridlm.export.proof import LIMIT, prove
 from tests.export.common import randomised
 from tests.export.samples.zamba2 import theirs

@@ -16,7 +16,8 @@ from hybridlm.compose.model import HybridLM
 from hybridlm.compose.part import Part
 from hybridlm.compose.plan import LayerPlan, Stack, plan
 from hybridlm.errors import ExportError, SpecError
-from hybridlm.export.lower import Beside, Lowered, put_in_place, unsayable
+from hybridlm.export.choice import unsayable
+from hybridlm.export.lower import Beside, Lowered, put_in_place
 from hybridlm.export.proof import Proof, prove, require_transformers
 from hybridlm.export.remote.bundle import bundle
 from hybridlm.export.remote.source import Library, Target, text_of

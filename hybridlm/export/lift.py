@@ -17,13 +17,14 @@ from hybridlm.compose.build import CONFIG, build, config_text
 from hybridlm.compose.memory import dtype_name
 from hybridlm.compose.plan import plan
 from hybridlm.compose.spec import ModelSpec
-from hybridlm.errors import CheckpointError, ExportError, PatternError, SpecError, did_you_mean
+from hybridlm.errors import CheckpointError, DataError, ExportError, PatternError, SpecError, did_you_mean
 from hybridlm.export.family import FAMILIES, SOURCES, Source, source
 from hybridlm.export.fields import Fields, listed
 from hybridlm.export.tokenizer import TEXT_FILES
-from hybridlm.export.weights import Shape, Weight
+from hybridlm.export.weights import Shape, Weight, require_finite
 from hybridlm.files import as_path, changing, write_manifest
 from hybridlm.shards import FORMS, Entry, ShardReader, write_shards
+from hybridlm.text import TOKENIZER, FileCodec
 
 DERIVED = ("rotary_emb.inv_freq",)  # ends of names that some checkpoints hold, and that follow from the config
 
@@ -40,17 +41,18 @@ def lift(
     """Read a checkpoint of one of FAMILIES or SOURCES, and write it as `hl.save` does: `hl.load(out)` opens it.
 
     One tensor at a time is in memory. A tokenizer.json and what stands beside it go along. check: looks at the folder,
-    which `hl.load` opens, before it is put in place, and may raise. tell: is called with what of the config fits and
-    may surprise; a warning, if nothing else.
+    which `hl.load` opens, before it is put in place, and may raise. tell: is called with what of the config, or of the
+    tokenizer, fits and may surprise; a warning, if nothing else.
 
-    ExportError: a family or a field of the config that is not known, or that would change the mathematics.
-    CheckpointError: weights that do not fit the config. `out` is then as it was.
+    ExportError: a family or a field of the config that is not known, or that would change the mathematics; a
+    tokenizer.json that is none. CheckpointError: weights that do not fit the config, or are not finite. `out` is then
+    as it was.
     """
     folder, out = as_path(folder, ExportError), as_path(out, ExportError)
     theirs, config = read_config(folder)
     fields = Fields(config, str(folder / CONFIG))
     spec = _read_spec(theirs, fields)
-    stack = plan(spec)
+    stack, surplus = plan(spec), _surplus_tokens(folder / TOKENIZER, spec)
     reader = ShardReader(folder)
     with changing(out, replaces=(*FORMS, *TEXT_FILES)) as staged:
         weights = theirs.found(stack, config, reader.entries)
@@ -61,9 +63,21 @@ def lift(
         write_manifest(staged, [*files, CONFIG])
         if check is not None:
             check(staged)
-    for note in fields.notes:
-        tell(f"{fields.where}: {note}")
+    for note in [*(f"{fields.where}: {note}" for note in fields.notes), *surplus]:
+        tell(note)
     return spec
+
+
+def _surplus_tokens(path: Path, spec: ModelSpec) -> list[str]:
+    """What to tell of a tokenizer.json that has more tokens than the model. ExportError: it is there, and is none."""
+    if not path.is_file():
+        return []
+    try:
+        size = FileCodec(path).vocab_size
+    except DataError as error:
+        raise ExportError(f"{error}. Mend it, or import the folder without it") from error
+    more = f"{path}: {size} tokens, and the model has {spec.vocab_size}; `hybridlm generate` reads no text with it"
+    return [more] if size > spec.vocab_size else []
 
 
 def read_config(folder: Path) -> tuple[Source, Mapping[str, Any]]:
@@ -167,7 +181,7 @@ def _ours(reader: ShardReader, weights: Sequence[Weight], shapes: Mapping[str, S
 
 def _parts(reader: ShardReader, weight: Weight, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     """What one of theirs says of ours. CheckpointError: it does not fit, or it is a constant and has another value."""
-    tensor = reader.read(weight.theirs)
+    tensor = require_finite(weight.theirs, reader.read(weight.theirs), CheckpointError)
     found = weight.cut(tensor, shapes)
     if not weight.ours and not bool((tensor == weight.value).all()):
         raise CheckpointError(f"{weight.theirs}: only {weight.value:g} in every entry can be read")

@@ -19,6 +19,7 @@ from hybridlm.compose.model import HybridLM
 from hybridlm.compose.spec import ModelSpec
 from hybridlm.errors import ExportError
 from hybridlm.export.tokenizer import TEXT_FILES, Text, text_of, write_tokenizer
+from hybridlm.export.weights import require_finite
 from hybridlm.export.words import CARD, shown_pattern, shown_tokenizer
 from hybridlm.files import as_path, changing, write_manifest
 from hybridlm.shards import FORMS, MAX_BYTES, Entry, entries_of, write_shards
@@ -40,8 +41,9 @@ class Origin:
         return None if self.saved is None else self.saved.folder
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of all."""
-        return iter(self.model.state_dict().items() if self.saved is None else self.saved.weights)
+        """(name, tensor) of all. ExportError: a weight is not finite."""
+        held = self.model.state_dict().items() if self.saved is None else self.saved.weights
+        return ((name, require_finite(name, tensor, ExportError)) for name, tensor in held)
 
 
 def write_own(
@@ -62,8 +64,8 @@ def write_own(
 
     What was written is read again and compared with the source, bit by bit, before it is put in place.
 
-    ExportError: the tokenizer does not fit. CheckpointError: the source is damaged. OSError: a full disk, say. `out` is
-    then as it was.
+    ExportError: the tokenizer does not fit, or a weight is not finite. CheckpointError: the source is damaged. OSError:
+    a full disk, say. `out` is then as it was.
     """
     whole("max_shard_bytes", max_shard_bytes, high=1 << 62)
     origin = origin_of(source)

@@ -81,6 +81,13 @@ class Weight:
         return dict(zip(self.ours, parts, strict=True))
 
 
+def require_finite(name: str, tensor: Tensor, error: type[ValueError]) -> Tensor:
+    """The tensor; `error` with its name, where a number in it is none."""
+    if not bool(tensor.isfinite().all()):
+        raise error(f"{name}: NaN or infinite; no model could be proved equal to that")
+    return tensor
+
+
 def renamed(theirs: str, ours: str, names: Iterable[str]) -> list[Weight]:
     """For each of `names`, such as "q_proj.weight", their prefix + name from our prefix + name."""
     return [Weight(theirs + name, (ours + name,)) for name in names]

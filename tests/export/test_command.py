@@ -319,6 +319,8 @@ def test_weights_that_are_no_numbers(run, tmp_path):
     hl.save(model, tmp_path / "nan")
     said = refused(run, tmp_path, "export", tmp_path / "nan", tmp_path / "out")
     assert "blocks.1.mixer.k_proj.weight: NaN or infinite" in said
+    said = refused(run, tmp_path, "export", tmp_path / "nan", tmp_path / "out", "--to", "safetensors")
+    assert "blocks.1.mixer.k_proj.weight: NaN or infinite" in said
     with torch.no_grad():
         model.blocks[1].mixer.k_proj.weight[3, 3] = 1e9
         model.blocks[0].mlp.down_proj.weight.fill_(3e38)

@@ -6,10 +6,12 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hybridlm as hl
-from hybridlm.errors import CheckpointError
+from hybridlm.errors import CheckpointError, ExportError
 from hybridlm.export.lift import lift
 from hybridlm.export.tokenizer import CONFIG, GENERATION, Text, write_tokenizer
 from hybridlm.shards import INDEX, WEIGHTS, ShardReader
@@ -61,6 +63,44 @@ def test_what_belongs_to_text_goes_along_and_what_was_there_before_does_not_stay
         (tmp_path / "theirs" / name).unlink()
     lift(tmp_path / "theirs", tmp_path / "ours")
     assert listing(tmp_path / "ours") == sorted(["config.json", "manifest.json", WEIGHTS, "special_tokens_map.json"])
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\x00", b"[1]", b'{"model": 3}'])
+def test_a_tokenizer_that_is_none_is_refused(tmp_path, content):
+    llama(tmp_path / "theirs")
+    (tmp_path / "theirs" / TOKENIZER).write_bytes(content)
+    with pytest.raises(ExportError, match=r"theirs/tokenizer\.json: no tokenizer.*import the folder without it"):
+        lift(tmp_path / "theirs", tmp_path / "ours")
+    assert listing(tmp_path) == ["theirs"]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_told(tmp_path):
+    llama(tmp_path / "theirs")
+    write_tokenizer(tmp_path / "theirs", Text())
+    notes = []
+    lift(tmp_path / "theirs", tmp_path / "ours", tell=notes.append)
+    assert notes == []
+    file = tmp_path / "theirs" / TOKENIZER
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save(str(file))
+    lift(tmp_path / "theirs", tmp_path / "ours", tell=notes.append)
+    assert notes == [f"{file}: 257 tokens, and the model has 256; `hybridlm generate` reads no text with it"]
+    assert (tmp_path / "ours" / TOKENIZER).is_file()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.weight", "model.norm.weight"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, name, value):
+    """As by export; the tensor is named as the checkpoint has it."""
+    llama(tmp_path / "theirs")
+    file = tmp_path / "theirs" / WEIGHTS
+    held = load_file(file)
+    held[name].view(-1)[-1] = value
+    save_file(held, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"^{name}: NaN or infinite"):
+        lift(tmp_path / "theirs", tmp_path / "ours")
+    assert listing(tmp_path) == ["theirs"]
 
 
 STREAMS = """

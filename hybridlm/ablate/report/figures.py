@@ -15,12 +15,12 @@ from pathlib import Path
 
 from hybridlm.ablate.report.blocks import WIDTH, Chart
 from hybridlm.ablate.report.style import PAPER, STYLE, as_variables
+from hybridlm.ablate.report.svg import as_classes, small, with_ids_of
 from hybridlm.files import atomic_write
 
 DPI = 160
 TITLE = 0.18  # inches of a line of the title
 FAMILY = "'DejaVu Sans', Verdana, sans-serif"  # letters of one width: what fits in one fits in all
-NUMBER = re.compile(r"\d+\.\d{3,}")
 LINE = 52  # letters of a title that fit in a line of the standard width
 NOTHING = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -31,18 +31,18 @@ def render(charts: Sequence[Chart], folder: Path) -> dict[str, str]:
     assert len(set(names)) == len(names), names
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
-    for chart in charts:
+    for number, chart in enumerate(charts, 1):
         svg, png = draw(chart)
-        atomic_write(folder / f"{chart.name}.svg", svg)
+        atomic_write(folder / f"{chart.name}.svg", alone(svg, chart).encode())
         atomic_write(folder / f"{chart.name}.png", png)
-        pictures[chart.name] = inline(svg.decode(), chart)
+        pictures[chart.name] = inline(svg, chart, number)
     for stale in [path for path in folder.glob("*.[sp][vn]g") if path.stem not in names]:
         stale.unlink()
     return pictures
 
 
-def draw(chart: Chart) -> tuple[bytes, bytes]:
-    """A chart as SVG and as PNG."""
+def draw(chart: Chart) -> tuple[str, bytes]:
+    """A chart as SVG, with style attributes, and as PNG."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -62,47 +62,39 @@ def draw(chart: Chart) -> tuple[bytes, bytes]:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
             files.append(buffer.getvalue())
-    return _plain(files[0].decode(), chart).encode(), files[1]
+    return small(files[0].decode()), files[1]
 
 
-def _plain(svg: str, chart: Chart) -> str:
-    """Without a document type, which is an address on the network, and with a title and a description."""
-    svg = re.sub(r"<!DOCTYPE.*?>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font-family: [^;\"]*", f"font-family: {FAMILY}", svg)
-    svg = re.sub(r"(font: [\w. ]*px) [^;\"]*", rf"\1 {FAMILY}", svg)
-    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
-    svg = re.sub(r"<(?:path|use|g|text)\b[^>]*>", lambda tag: NUMBER.sub(_rounded, tag[0]), svg)
-    svg = _only_needed_ids(svg)
+def alone(svg: str, chart: Chart) -> str:
+    """A figure as a file: with a title, a description, and its styles, in letters that are nearly everywhere."""
+    svg, rules = as_classes(svg)
+    rules = re.sub(r"font-family: [^;}]*", f"font-family: {FAMILY}", rules)
+    rules = re.sub(r"(font: [\w. ]*px) [^;}]*", rf"\1 {FAMILY}", rules)
     said = f"<title>{escape(chart.title)}</title><desc>{escape(chart.alt)}</desc>"
-    return re.sub(r"(<svg[^>]*>)", lambda found: f"{found[1]}{said}", svg, count=1)
+    svg = re.sub(r"(<svg[^>]*>)", lambda found: f"{found[1]}{said}", svg, count=1)
+    return svg.replace("</style>", f"{rules}</style>", 1)
 
 
-def _rounded(number: re.Match) -> str:
-    """A coordinate to a hundredth of a point."""
-    return f"{float(number[0]):.2f}"
+def inline(svg: str, chart: Chart, number: int) -> str:
+    """A figure as an element of a page: without paper and styles of its own, with ids that no other figure has.
 
-
-def _only_needed_ids(svg: str) -> str:
-    """Without ids that nothing refers to, groups of nothing and spaces that nobody sees."""
-    needed = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in needed else "", svg)
-    svg = re.sub(r"\s*<g/>", "", svg)
-    svg = re.sub(r"\s*\n\s*", "\n", svg)
-    return re.sub(r">\n<", "><", svg)
-
-
-def inline(svg: str, chart: Chart) -> str:
-    """A file's SVG as an element of a page: in its letters and colours, with ids of its own."""
-    svg = svg[svg.index("<svg") :]
+    What is drawn has style attributes, of which the page makes classes and `on_screen` the colours and letters.
+    """
     width, height = (float(size) for size in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
+    svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs><style.*?</style></defs>", "", svg, count=1, flags=re.DOTALL)  # would be the whole page's
-    svg = re.sub(rf'<g><path d="[^"]*" style="fill: {PAPER}"/></g>', "", svg, count=1)
-    svg = re.sub(r"; font-family: [^;\"]*", "", svg)
-    svg = re.sub(r"font: ([\w ]*?) ?([\d.]+)px [^;\"]*", r"font-weight: \1; font-size: \2px", svg)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1figure-{chart.name}-", svg)
-    svg = svg.replace("<title>", f'<title id="figure-{chart.name}-title">', 1)
-    svg = svg.replace("<desc>", f'<desc id="figure-{chart.name}-desc">', 1)
-    named = f'role="img" aria-labelledby="figure-{chart.name}-title figure-{chart.name}-desc"'
-    head = f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 4 / 3:.0f}px" {named}>'
-    svg = re.sub(r"<svg[^>]*>", lambda found: head, svg, count=1)
-    return as_variables(svg).replace("xlink:href", "href")
+    svg = re.sub(rf'<path d="[^"]*" style="fill: {PAPER}"/>', "", svg, count=1)
+    svg = with_ids_of(f"f{number}-", svg).replace("xlink:href", "href")
+    head = (
+        f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 4 / 3:.0f}px" role="img" '
+        f'aria-labelledby="f{number}-title f{number}-desc"><title id="f{number}-title">{escape(chart.title)}</title>'
+        f'<desc id="f{number}-desc">{escape(chart.alt)}</desc>'
+    )
+    return re.sub(r"<svg[^>]*>", lambda found: head, svg, count=1)
+
+
+def on_screen(rules: str) -> str:
+    """The styles of figures in a page: in its letters, in colours that follow the screen."""
+    rules = re.sub(r"; font-family: [^;}]*", "", rules)
+    rules = re.sub(r"font: ([\w ]*?) ?([\d.]+)px [^;}]*", r"font-weight: \1; font-size: \2px", rules)
+    return as_variables(rules)

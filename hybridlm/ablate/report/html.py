@@ -11,9 +11,11 @@ from html import escape
 
 from hybridlm.ablate.report.blocks import Arm, Badge, Block, Cell, Chart, Code, Document, Key, Paragraph, Section, Strip
 from hybridlm.ablate.report.blocks import Table as TableBlock
+from hybridlm.ablate.report.figures import on_screen
 from hybridlm.ablate.report.page_style import CSS
 from hybridlm.ablate.report.strip import strip_svg
 from hybridlm.ablate.report.style import css
+from hybridlm.ablate.report.svg import as_classes
 from hybridlm.ablate.report.words import readable
 from hybridlm.compose.picture import MLP_COLOUR, colours
 
@@ -26,14 +28,15 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def page(document: Document, pictures: Mapping[str, str]) -> str:
     """The file's text. pictures: the SVG of each chart by its name."""
     parts = [_section(section, pictures) for section in document.sections if not section.left_out]
+    sections, rules = as_classes("".join(parts))
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(document.title)}</title>\n<style>{css()}{CSS}</style>\n</head>\n<body>\n"
+        f"<title>{_text(document.title)}</title>\n<style>{css()}{CSS}{on_screen(rules)}</style>\n</head>\n<body>\n"
         f'<a class="skip" href="#content">To the findings</a>\n{_header(document)}\n'
-        f'<main id="content">\n{"".join(parts)}{_left_out(document.sections)}</main>\n</body>\n</html>\n'
+        f'<main id="content">\n{sections}{_left_out(document.sections)}</main>\n</body>\n</html>\n'
     )
 
 

@@ -12,8 +12,6 @@ from hybridlm.resources import config_path
 FOLDER = Path(__file__).parents[1] / "docs/studies"
 NAMES = sorted(folder.name for folder in FOLDER.iterdir() if folder.is_dir())
 WORDS = ("supported", "refuted", "undetermined")
-WITHOUT_RESULTS = {"placement": {"placement=random(7)"}}
-"""{study: its arms that have no results}: the page of the study must say so, and no claim may be about them."""
 
 
 def headline(name: str) -> dict[str, int]:
@@ -41,23 +39,9 @@ def test_a_report_is_whole(name):
     assert "<script" not in page
     study = Study.read(config_path(f"studies/{name}"))
     rows = list(csv.DictReader((FOLDER / name / "results.csv").open(newline="")))
-    trials = [trial for trial in study.trials() if trial.arm.name not in WITHOUT_RESULTS.get(name, ())]
     found = sorted((row["arm"], row["seed"], float(row["lr"])) for row in rows)
-    assert found == sorted((trial.arm.name, str(trial.seed), trial.lr) for trial in trials)
-    assert {row["key"] for row in rows} == {trial.key for trial in trials}, "the study has changed since"
-
-
-@pytest.mark.parametrize(("name", "arm"), [(name, arm) for name, arms in WITHOUT_RESULTS.items() for arm in arms])
-def test_an_arm_without_results_is_told(name, arm):
-    """On the page in words, in the overview among what is missing, in the report run by run; and no claim needs it."""
-    study = Study.read(config_path(f"studies/{name}"))
-    runs = [trial for trial in study.trials() if trial.arm.name == arm]
-    assert f"`{arm}`, has no results" in " ".join((FOLDER / name / "index.md").read_text().split())
-    overview = (FOLDER / "index.md").read_text()
-    assert re.search(rf"^\| {name} \| .*\b{len(runs)} runs", overview[overview.index("## Not run yet") :], re.M)
-    report = (FOLDER / name / "report.md").read_text()
-    assert {trial.key for trial in runs} == set(re.findall(rf"^\| {re.escape(arm)} \|.*\| (\w{{16}}) \|", report, re.M))
-    assert not [claim.name for claim in study.claims if arm in {claim.arm, claim.over, *claim.arms}]
+    assert found == sorted((trial.arm.name, str(trial.seed), trial.lr) for trial in study.trials())
+    assert {row["key"] for row in rows} == {trial.key for trial in study.trials()}, "the study has changed since"
 
 
 @pytest.mark.parametrize("name", NAMES)

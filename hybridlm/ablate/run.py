@@ -83,7 +83,7 @@ def require_folder(study: Study, folder: Path) -> None:
 
 def _require_text(study: Study) -> None:
     """DataError: a text is too short for its windows. Its tokens are made, once for all processes."""
-    from hybridlm.ablate.training import data_of  # torch and Lightning
+    from hybridlm.ablate.samples import data_of  # torch and Lightning
 
     for data in (study.data, *study.eval):
         if data.text:

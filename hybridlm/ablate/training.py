@@ -17,26 +17,25 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from hybridlm.ablate.captured import Captured
 from hybridlm.ablate.job import PROGRESS, Pack, Settings
 from hybridlm.ablate.knockout import knockouts
-from hybridlm.ablate.measure import EVAL_TOKENS, HeldOut, better, measure
+from hybridlm.ablate.measure import HeldOut, better, measure
 from hybridlm.ablate.pack import Members, RowAdamW, Way, apart, best_way, stacked
 from hybridlm.ablate.results import Metrics, Result
-from hybridlm.ablate.subject import length_of, text_path
+from hybridlm.ablate.samples import PackStream, held_out_of
+from hybridlm.ablate.subject import length_of
 from hybridlm.errors import CheckpointError
-from hybridlm.tasks.data import TaskData
 from hybridlm.train.callbacks import step_name
 from hybridlm.train.checkpoint import SafeCheckpointIO
 from hybridlm.train.console import quieten
-from hybridlm.train.data import TextData
 from hybridlm.train.optim import schedule_factor
-from hybridlm.train.samples import Batch, StepData, mix
+from hybridlm.train.samples import Batch, mix
 
 if TYPE_CHECKING:
-    from hybridlm.ablate.study import Data, Study, Trial
+    from hybridlm.ablate.study import Study, Trial
 
 WAYS = {  # to the gradients of a pack
     "apart": lambda members, train: apart(members, train.precision),
@@ -45,37 +44,6 @@ WAYS = {  # to the gradients of a pack
 }
 WSD_DECAY = 0.2  # share of a run in which the schedule wsd falls
 SHOWN_EVERY = 1.0  # seconds between two notes of where a pack stands
-
-
-# ---------------------------------------------------------------------------------------------------------------- data
-def data_of(data: Data, seed: int, batch_size: int) -> StepData:
-    """The data module of a study's data, prepared."""
-    if data.task is not None:
-        return TaskData(data.task, dict(data.params), held_out=data.held_out, batch_size=batch_size, seed=seed)
-    text = TextData(text_path(data), context=data.context, tokenizer=data.tokenizer, batch_size=batch_size, seed=seed)
-    text.prepare_data()
-    text.setup()
-    return text
-
-
-def held_out_of(data: Data, seed: int, device: torch.device) -> HeldOut:
-    """The held-out samples that trials of a seed are tested on."""
-    module = data_of(data, seed, max(1, EVAL_TOKENS[device.type] // length_of(data)))
-    return HeldOut(module, data.held_out, device, module.bytes_per_token if data.task is None else None)
-
-
-class PackStream(IterableDataset):
-    """{seed: batch} without end, from step `start` on: every seed's own training samples, in its own order."""
-
-    def __init__(self, study: Study, seeds: Sequence[int], start: int) -> None:
-        self.study, self.seeds, self.start = study, list(dict.fromkeys(seeds)), start
-
-    def __iter__(self) -> Iterator[dict[int, Batch]]:
-        size = self.study.train.batch_size
-        modules = {seed: data_of(self.study.data, seed, size) for seed in self.seeds}
-        streams = {seed: iter(module.training_samples(self.start * size, 0, 1)) for seed, module in modules.items()}
-        while True:
-            yield {seed: next(stream) for seed, stream in streams.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------- modules
@@ -219,6 +187,14 @@ class Keeper(Callback):
             self.shown = time.monotonic()
         trainer.should_stop = over or self.stopped
 
+    def state_dict(self) -> dict[str, float]:
+        """What is kept with a checkpoint: the time that the work has taken."""
+        return {"seconds": self.training.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """The time that it had taken."""
+        self.training.before = state_dict["seconds"]
+
 
 # ------------------------------------------------------------------------------------------------------------ training
 class Training:
@@ -232,6 +208,11 @@ class Training:
         self.device = torch.device(settings.device)
         self.checkpoint: Path | None = None
         self.started, self.before, self.first = time.monotonic(), 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Of work on the pack, that of processes before this one too."""
+        return self.before + time.monotonic() - self.started
 
     def resume(self) -> list[str]:
         """Find the checkpoint to go on from. Returns what is damaged or of other trials, and is done anew."""
@@ -306,7 +287,7 @@ class Training:
 
     def _measure(self, module: LitPack, found: Callable[[Result], None]) -> bool:
         """What every trial found, with its further evaluations and knock-outs. False: told to stop before the end."""
-        share = (time.monotonic() - self.started) / len(self.trials)
+        share = self.seconds / len(self.trials)
         pairs = [(data, seed) for data in self.study.eval for seed in module.held_out]
         tests = {(data.name, seed): held_out_of(data, seed, self.device) for data, seed in pairs}
         left = [k for k, trial in enumerate(self.trials) if trial.key in self.wanted]
@@ -316,22 +297,25 @@ class Training:
                 return False
         return True
 
-    def _result(self, module: LitPack, k: int, tests: dict[tuple[str, int], HeldOut], seconds: float) -> Result:
-        trial, model = self.trials[k], module.members.models[k]
+    def _result(self, module: LitPack, k: int, tests: dict[tuple[str, int], HeldOut], share: float) -> Result:
+        """What a trial found; share: seconds of the training that were its own."""
+        began, trial, model = time.monotonic(), self.trials[k], module.members.models[k]
         diverged = int(module.diverged[k])
+        evals = {data.name: measure(model, tests[data.name, trial.seed]) for data in self.study.eval}
+        knocked_out = knockouts(model, module.held_out[trial.seed])
         return Result(
             key=trial.key,
             seed=trial.seed,
             lr=trial.lr,
             steps=module.ended_at[k],
-            seconds=seconds,
+            seconds=share + time.monotonic() - began,
             device=_device_name(self.device),
             final=module.curves[k][-1][1],
-            evals={data.name: measure(model, tests[data.name, trial.seed]) for data in self.study.eval},
+            evals=evals,
             curve=module.curves[k],
             solved_at=module.solved_at[k],
             diverged_at=diverged if diverged >= 0 else None,
-            knockouts=knockouts(model, module.held_out[trial.seed]),
+            knockouts=knocked_out,
         )
 
 

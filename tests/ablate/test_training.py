@@ -1,7 +1,9 @@
 """How a pack is trained: evaluations when due, early stops and lost numbers of one member alone, text, precision."""
 
 import math
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hybridlm.ablate.job import Settings
 from hybridlm.ablate.parts import Data
 from hybridlm.ablate.results import Result, trial_folder
 from hybridlm.ablate.run import packs_of
+from hybridlm.ablate.samples import PackStream
 from hybridlm.ablate.trial import run_pack
 from hybridlm.compose.build import build
 from hybridlm.train.optim import schedule_factor
@@ -65,6 +68,27 @@ def test_a_pack_ends_when_all_have_solved_it_and_goes_on_from_there(tmp_path, mo
     for trial in pack.trials:
         found = Result.read(trial_folder(tmp_path, trial.key))
         assert (found.steps, found.solved_at, len(found.curve)) == (4, 4, 1)
+
+
+def test_the_time_of_every_process_counts_and_that_of_measuring_too(tmp_path, monkeypatch):
+    """On a clock that a step of training moves on by 1,000 seconds, and the knock-outs of a trial by 100."""
+    clock, step, knocked_out = [0.0], training.LitPack.training_step, training.knockouts
+
+    def on(seconds, function):
+        def later(*args):
+            clock[0] += seconds
+            return function(*args)
+
+        return later
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
+    monkeypatch.setattr(training.LitPack, "training_step", on(1000, step))
+    monkeypatch.setattr(training, "knockouts", on(100, knocked_out))
+    pack = packs_of(small_study(steps=4, seeds=1).runs(), "seed")[0]
+    while run_pack(pack, tmp_path, Settings(), stop=lambda: True).ended != "done":
+        pass
+    found = [Result.read(trial_folder(tmp_path, trial.key)) for trial in pack.trials]
+    assert [result.seconds for result in found] == [4000 / len(found) + 100] * len(found)
 
 
 @pytest.mark.parametrize("way", ["apart", "stacked"])
@@ -124,9 +148,7 @@ def test_what_cannot_be_stacked_goes_one_by_one_and_says_so(tmp_path, monkeypatc
 
 def test_every_arm_sees_the_same_samples_in_the_same_order():
     study, other = small_study(), small_study({"hybrid": {}, "third": {"d_model": 64}})
-    for one, two, _ in zip(
-        training.PackStream(study, [0, 1, 0], 0), training.PackStream(other, [1, 0], 0), range(3), strict=False
-    ):
+    for one, two, _ in zip(PackStream(study, [0, 1, 0], 0), PackStream(other, [1, 0], 0), range(3), strict=False):
         assert sorted(one) == sorted(two) == [0, 1]
         assert torch.equal(one[1]["ids"], two[1]["ids"])
         assert not torch.equal(one[0]["ids"], one[1]["ids"])
@@ -134,8 +156,8 @@ def test_every_arm_sees_the_same_samples_in_the_same_order():
 
 def test_a_stream_goes_on_from_any_step():
     study = small_study()
-    whole = [batch for batch, _ in zip(training.PackStream(study, [0], 0), range(4), strict=False)]
-    (rest, *_) = (batch for batch, _ in zip(training.PackStream(study, [0], 3), range(1), strict=False))
+    whole = [batch for batch, _ in zip(PackStream(study, [0], 0), range(4), strict=False)]
+    (rest, *_) = (batch for batch, _ in zip(PackStream(study, [0], 3), range(1), strict=False))
     assert torch.equal(whole[3][0]["ids"], rest[0]["ids"])
 
 

@@ -3,6 +3,7 @@
 A pack is the trials of one model that are trained side by side, each with its seed and its learning rate.
 
     FOLDER/packs/KEY/checkpoints/step-N    the newest one; gone when every result is written
+    FOLDER/packs/KEY/pack.json             which trials it is; gone at the same time
     FOLDER/packs/KEY/progress.json         where it stands, for whoever looks on
     FOLDER/packs/KEY/log.txt               what it printed, where a process of its own ran it
 """
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from hybridlm.ablate.study import Trial
 
-PACKS, PROGRESS, LOG = "packs", "progress.json", "log.txt"
+PACKS, ABOUT, PROGRESS, LOG = "packs", "pack.json", "progress.json", "log.txt"
+CHECKPOINTS = "checkpoints"
 
 Ended = Literal["done", "busy", "stopped", "failed"]
 

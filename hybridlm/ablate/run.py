@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from hybridlm.ablate.executor import Executor, Together
 from hybridlm.ablate.executors import executor_of
 from hybridlm.ablate.job import Outcome, Pack, Settings
+from hybridlm.ablate.leftover import clear_leftover
 from hybridlm.ablate.progress import Board
 from hybridlm.ablate.results import FORMAT, load
 from hybridlm.ablate.trial import pending
@@ -61,9 +62,12 @@ def run(study: Study, folder: str | Path, executor: str = "local", *, save_every
             while wider is not None:
                 ran.study = wider
                 _write_study(wider, folder)
-                _Run(ran, folder, works, stop).run()
+                this = _Run(ran, folder, works, stop)
+                this.run()
                 over = ran.stopped or ran.failed or not wider.widen
                 wider = None if over else widened(load(wider, folder))
+            if not (ran.stopped or ran.failed) and (line := clear_leftover(folder)):
+                this.board.tell(line, "removed")
             return ran
         finally:
             works.close()

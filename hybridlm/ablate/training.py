@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from hybridlm.ablate.captured import Captured
-from hybridlm.ablate.job import PROGRESS, Pack, Settings
+from hybridlm.ablate.job import CHECKPOINTS, PROGRESS, Pack, Settings
 from hybridlm.ablate.knockout import knockouts
 from hybridlm.ablate.measure import HeldOut, better, measure
 from hybridlm.ablate.pack import Members, RowAdamW, Way, apart, best_way, stacked
@@ -216,7 +216,7 @@ class Training:
 
     def resume(self) -> list[str]:
         """Find the checkpoint to go on from. Returns what is damaged or of other trials, and is done anew."""
-        folder = self.place / "checkpoints"
+        folder = self.place / CHECKPOINTS
         for stale in folder.glob(".*"):  # of a saving that was cut off
             shutil.rmtree(stale, ignore_errors=True)
         saved = sorted(folder.glob("step-*"))
@@ -270,7 +270,7 @@ class Training:
 
     def save(self, trainer: pl.Trainer) -> None:
         """Keep where it stands, and then only that."""
-        folder = self.place / "checkpoints"
+        folder = self.place / CHECKPOINTS
         path = folder / step_name(trainer.global_step)
         trainer.save_checkpoint(path)
         for old in folder.glob("step-*"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from hybridlm.ablate.job import PROGRESS, Outcome, Pack, Settings, pack_folder
+from hybridlm.ablate.job import ABOUT, CHECKPOINTS, PROGRESS, Outcome, Pack, Settings, pack_folder
 from hybridlm.ablate.parts import plain
 from hybridlm.ablate.results import FAILED, FORMAT, RESULT, Result, trial_folder
 from hybridlm.compose import strict_yaml
@@ -49,13 +49,13 @@ def run_pack(pack: Pack, folder: str | Path, settings: Settings, stop: Callable[
     """Work a pack off. Nothing is raised: whatever goes wrong is the outcome. stop: asked after each step."""
     folder, told = Path(folder), []
     try:
-        with _held(folder, pack) as held:
-            if not held:
+        with held(folder, [trial.key for trial in pack.trials]) as ours:
+            if not ours:
                 return Outcome("busy")
             left, told = pending(folder, pack.trials)
             if left:
                 return _train(pack, left, folder, settings, stop, told)
-            _clear(pack_folder(folder, pack.key))
+            clear(pack_folder(folder, pack.key))
             return Outcome("done", told=tuple(told))
     except Exception as error:
         return Outcome("failed", record(error, pack, folder), tuple(told))
@@ -70,6 +70,8 @@ def _train(
         write_trial(folder, trial)
     place = pack_folder(folder, pack.key)
     place.mkdir(parents=True, exist_ok=True)
+    about = {"format": FORMAT, "pack": str(pack), "trials": [trial.key for trial in pack.trials]}
+    atomic_write(place / ABOUT, json.dumps(about).encode())
     training = Training(pack, left, place, settings, stop)
     told += training.resume()
 
@@ -79,7 +81,7 @@ def _train(
 
     if not training.run(found):
         return Outcome("stopped", told=tuple(told))
-    _clear(place)
+    clear(place)
     return Outcome("done", told=tuple(told))
 
 
@@ -102,14 +104,14 @@ def write_trial(folder: Path, trial: Trial) -> None:
 
 
 @contextmanager
-def _held(folder: Path, pack: Pack) -> Iterator[bool]:
-    """Hold every trial of a pack; False if another runner has one of them. The system frees them if we die."""
-    with ExitStack() as held:
-        for trial in sorted(pack.trials, key=lambda trial: trial.key):
-            place = trial_folder(folder, trial.key)
+def held(folder: Path, keys: Sequence[str]) -> Iterator[bool]:
+    """Hold trials by their keys; False if another runner has one of them. The system frees them if we die."""
+    with ExitStack() as locks:
+        for key in sorted(keys):
+            place = trial_folder(folder, key)
             place.mkdir(parents=True, exist_ok=True)
             try:
-                held.enter_context(FileLock(place / ".lock", blocking=False))
+                locks.enter_context(FileLock(place / ".lock", blocking=False))
             except Timeout:
                 yield False
                 return
@@ -134,7 +136,8 @@ def record(error: Exception, pack: Pack, folder: Path) -> str:
     return line
 
 
-def _clear(place: Path) -> None:
+def clear(place: Path) -> None:
     """A pack whose results are written leaves its log alone."""
-    shutil.rmtree(place / "checkpoints", ignore_errors=True)
-    (place / PROGRESS).unlink(missing_ok=True)
+    shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
+    for name in (PROGRESS, ABOUT):  # what says whose checkpoints they are goes last
+        (place / name).unlink(missing_ok=True)

@@ -94,7 +94,9 @@ def changing(folder: str | Path, replaces: Iterable[str] = ()) -> Iterator[Path]
         with tempfile.TemporaryDirectory(dir=folder, prefix=STAGING, ignore_cleanup_errors=True) as staged:
             yield Path(staged)
             _move_in(Path(staged), folder, replaces)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(folder)  # a full disk does not say of what
         with suppress(OSError):  # not empty: somebody else's by now
             for place in missing:
                 place.rmdir()

@@ -47,7 +47,8 @@ def find_config(path: str | Path, folder: str = "") -> Path:
         return config_root() / found[0]
     if path.exists():
         return path
-    near = did_you_mean(name, shipped) or did_you_mean(f"{folder}/{name}", shipped)
+    inside = [place for place in shipped if place.startswith(f"{folder}/")]
+    near = did_you_mean(f"{folder}/{name}", inside) if folder else did_you_mean(name, shipped)
     raise SpecError(f"{path}: no such file here ({Path.cwd()}), nor a shipped one of that name.{near}")
 
 

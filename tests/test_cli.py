@@ -115,6 +115,10 @@ MISTAKES = {
     ("describe", "docs"): "docs: a folder that holds no saved model",
     ("doctor", "M", "--jsn"): "unknown argument '--jsn'. Did you mean '--json'?",
     ("generate", "nowhere"): "nowhere|prompt",
+    ("generate", "README.md", "--prompt", "a"): r"README\.md: a file; give a folder, of a run or of a saved model",
+    ("report", "README.md"): r"README\.md: a file; give the folder of a study",
+    ("report", "docs"): r"docs: no study\.yaml in it",
+    ("ablate", "recal-rescue"): r"recal-rescue: no such file here .* Did you mean 'studies/recall-rescue\.yaml'",
     ("export", "nowhere", "out", "--to", "lama"): r"--to: 'lama'; it must be one of auto, .* Did you mean 'llama'\?",
     ("export", "nowhere", "out", "--dtype", "int8"): "--dtype: 'int8' is not one of float32, bfloat16, float16",
     ("export", "nowhere", "out", "--max-length", "0"): "--max-length: 0 is out of range",
@@ -289,6 +293,14 @@ def test_describe_reads_files_names_and_folders(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "M").mkdir()  # a folder that is no model does not hide a pattern
     assert json.loads(run("describe", "M", "--json")[1])["pattern"] == "M"
+
+
+def test_a_folder_with_the_name_of_a_file(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.yaml").mkdir()
+    code, _, err = run("describe", "model.yaml")
+    assert code == 2
+    assert "model.yaml: a folder that holds no saved model and no run" in err
 
 
 def test_a_damaged_folder_is_told(run, tmp_path):

@@ -62,6 +62,13 @@ def test_errors_name_the_file_and_not_its_temporary_twin(tmp_path):
     assert folder.value.filename == str(tmp_path)
 
 
+def test_a_full_disk_says_of_what(tmp_path):
+    with pytest.raises(OSError, match="No space") as full, changing(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+    assert full.value.filename == str(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_target_is_judged_before_the_work(tmp_path):
     check_target("output", tmp_path / "file")
     with pytest.raises(DataError, match=r"output: .* is a folder"):

@@ -63,7 +63,8 @@ def model_path(model: str) -> Path | None:
     try:
         return config_path(model)
     except SpecError:
-        raise UsageError(f"{model}: no such file.{_nearest(path)}") from None
+        found = "a folder that holds no saved model and no run" if path.is_dir() else f"no such file.{_nearest(path)}"
+        raise UsageError(f"{model}: {found}") from None
 
 
 def _is_saved(folder: Path) -> bool:

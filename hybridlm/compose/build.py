@@ -145,9 +145,14 @@ def model_folder(folder: str | Path) -> Path:
     folder = as_path(folder)
     found = next((place for place in (folder, folder / "model") if (place / CONFIG).is_file()), None)
     if found is None:
-        reason = "no such folder" if not folder.exists() else f"no {CONFIG} in it; not a saved model or a run"
-        raise CheckpointError(f"{folder}: {reason}")
+        raise CheckpointError(f"{folder}: {_no_model(folder)}")
     return found
+
+
+def _no_model(folder: Path) -> str:
+    if folder.is_file():
+        return "a file; give a folder, of a run or of a saved model"
+    return f"no {CONFIG} in it; not a saved model or a run" if folder.exists() else "no such folder"
 
 
 def empty_model(saved: Saved) -> HybridLM:

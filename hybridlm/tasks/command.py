@@ -111,7 +111,7 @@ def trained_on(run: str) -> dict[str, Any]:
 def _names(tasks: list[str] | None, trained: dict[str, Any]) -> list[str]:
     """The tasks that were named, each once, or the run's own."""
     names = [name for word in tasks or [] for name in word.split(",") if name]
-    if not names and trained:
+    if not names and trained and tasks is None:
         return [trained["task"]]
     if not names:
         raise DataError(f"tasks: which? --tasks mqar,needle, for example; known: {', '.join(registry.tasks.names())}")

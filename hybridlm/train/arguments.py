@@ -58,10 +58,10 @@ def expand(argv: list[str]) -> list[str]:
         if option not in ("--resume", "--config", "-c"):
             others.append(word)
             continue
-        value = value if equals else next(words, None)
-        if value is None:
-            others.append(word)  # the parser says what is missing
-        elif option == "--resume":
+        value = value if equals else next(words, "")
+        if not value:
+            raise SpecError(f"{option}: which one? It takes {'a run folder' if option == '--resume' else 'a file'}")
+        if option == "--resume":
             resumed = _of_run(value)
         else:
             configs += ["--config", str(_checked(value))]

@@ -212,6 +212,8 @@ class HybridCLI(LightningCLI):
             raise CheckpointError(
                 f"{run} holds a run already; resume it with `hybridlm fit --resume {run}`, or choose another --run"
             )
+        if Path(run).exists() and not Path(run).is_dir():
+            raise CheckpointError(f"{run}: a file; a run is a folder: choose another --run")
         os.environ[RUN_VARIABLE] = str(run)
         self.config[self.subcommand]["run"] = str(run)
         self.config[self.subcommand]["ckpt_path"] = None  # config.yaml says how a run goes, not where it went on

@@ -135,6 +135,7 @@ def test_the_table_names_the_guess(saved, capsys):
     ("words", "said"),
     [
         ([], "tasks: which? --tasks mqar,needle, for example; known: mqar,"),
+        (["--tasks", ","], "tasks: which? --tasks mqar,needle"),
         (["--tasks", "mqr"], "unknown task 'mqr'; known: mqar,"),
         (["--tasks", "mqar", "--params", "pairs"], "'pairs'; it must be field=value or task.field=value"),
         (

@@ -22,10 +22,14 @@ def report(study: str, to: str | None = None) -> None:
     from hybridlm.ablate.study import Study
 
     folder = Path(study)
+    place = Path(to) if to is not None else folder / "report"
     if not (folder / STUDY).is_file():
-        raise DataError(f"{folder}: no {STUDY} in it; give the folder of a study, such as runs/studies/NAME")
+        found = "a file" if folder.is_file() else f"no {STUDY} in it"
+        raise DataError(f"{folder}: {found}; give the folder of a study, such as runs/studies/NAME")
+    if place.exists() and not place.is_dir():
+        raise DataError(f"{place}: a file; a report is a folder: give another --to")
     results = load(Study.read(folder / STUDY, has_run=True), folder)
-    page = write(results, Path(to) if to is not None else folder / "report")
+    page = write(results, place)
     done, total = len(results.table), len(results.table) + len(results.missing)
     print(f"{done} of {total} trials have a result", file=sys.stderr)
     print(page)

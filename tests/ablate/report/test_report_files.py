@@ -226,6 +226,8 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "0 of 2 trials have a result" in said.err
     report(str(tmp_path), to=str(tmp_path / "elsewhere"))
     assert (tmp_path / "elsewhere" / "report.md").is_file()
+    with pytest.raises(DataError, match=r"study\.yaml: a file; a report is a folder"):
+        report(str(tmp_path), to=str(tmp_path / "study.yaml"))
 
 
 def test_a_report_needs_no_text_any_more(tmp_path):

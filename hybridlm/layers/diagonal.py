@@ -1,4 +1,4 @@
-"""What S4D and H3 have in common: a diagonal state space a channel, its parameters and their first values."""
+"""What S4D and H3 have in common: diagonal state spaces, their parameters and first values."""
 
 import math
 
@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from hybridlm.context import Context
 from hybridlm.layers import init
-from hybridlm.layers.cost import Cost, Flops, StateBytes
 from hybridlm.layers.init import Streams
-from hybridlm.ops.diagonal_ssm import Rule, diagonal_flops, diagonal_ssm
+from hybridlm.ops.diagonal_ssm import Rule, diagonal_ssm
 from hybridlm.ops.hippo import diagonal, dplr
 
 INITS = ("lin", "inv", "real", "legs")
@@ -21,7 +20,7 @@ GROUPS |= {"D": {"weight_decay": 0.0}}
 """`param_groups` of a system: what shapes the memory is learned slowly and never decayed."""
 
 
-class DiagonalSSM(nn.Module):
+class DiagonalSystems(nn.Module):
     """d diagonal systems of N states. One of each conjugate couple is kept, as (re, im): n = N/2.
 
     Real systems are couples with imaginary part 0, as the code of S4D has them: N/2 decays, which may learn to turn.
@@ -50,6 +49,15 @@ class DiagonalSSM(nn.Module):
         init.normal(self.D, 1.0, streams("D"))
         init.uniform(self.log_dt, math.log(dt_min), math.log(dt_max), streams("log_dt"))
 
+    def systems(self, time_scale: float = 1.0) -> dict[str, Tensor]:
+        """Lambda, B, C, D and dt as the ops take them; frequencies and steps in float64."""
+        Lambda = torch.stack([-self.log_A_real.double().exp(), self.A_imag.double()], dim=-1)
+        return {"Lambda": Lambda, "B": self.B, "C": self.C, "D": self.D, "dt": time_scale * self.log_dt.double().exp()}
+
+
+class DiagonalSSM(DiagonalSystems):
+    """A system a channel."""
+
     def forward(
         self,
         x: Float[Tensor, "b t d"],
@@ -60,24 +68,5 @@ class DiagonalSSM(nn.Module):
         time_scale: float = 1.0,
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n 2"] | None]:
         """x -> y, and the state after each row's last valid token (None without one)."""
-        return diagonal_ssm(
-            x,
-            torch.stack([-self.log_A_real.double().exp(), self.A_imag.double()], dim=-1),
-            self.B,
-            self.C,
-            self.D,
-            time_scale * self.log_dt.double().exp(),
-            rule=rule,
-            state=state,
-            lengths=ctx.lengths,
-            document=ctx.document,
-        )
-
-
-def diagonal_cost(channels: int, d_state: int, copies: int = 1) -> Cost:
-    """copies: channels that share a system, each with states of its own. FLOPs as `diagonal_flops` counts them."""
-    return Cost(
-        channels * (3 * d_state + 2),
-        lambda tokens, past: Flops(*diagonal_flops(channels, d_state, tokens, past > 0, copies)),
-        lambda max_length, itemsize: StateBytes(ssm=copies * channels * d_state * max(4, itemsize)),
-    )
+        about = {"state": state, "lengths": ctx.lengths, "document": ctx.document}
+        return diagonal_ssm(x, **self.systems(time_scale), rule=rule, **about)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -21,12 +21,13 @@ from hybridlm.checks import choice, divides, interval, paired, whole
 from hybridlm.context import Context
 from hybridlm.layers import init
 from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
-from hybridlm.layers.diagonal import GROUPS, INITS, DiagonalSSM, diagonal_cost
+from hybridlm.layers.diagonal import GROUPS, INITS, DiagonalSystems
 from hybridlm.layers.init import Streams
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
-from hybridlm.ops.diagonal_ssm import RULES
+from hybridlm.ops.diagonal_ssm import RULES, Rule
 from hybridlm.ops.shift_ssm import shift_flops, shift_ssm
+from hybridlm.ops.toeplitz_attention import toeplitz_attention, toeplitz_attention_flops
 from hybridlm.state import LayerState
 
 
@@ -96,7 +97,7 @@ class H3(Mixer):
         self.k_proj = Linear(d_model, d_model)
         self.v_proj = Linear(d_model, d_model)
         self.shift = ShiftSSM(d_model, c.d_state)
-        self.ssm = DiagonalSSM(d_model // c.head_dim, c.d_state)
+        self.ssm = DiagonalAttention(d_model // c.head_dim, c.d_state)
         self.out_proj = Linear(d_model, d_model)
         self.reset_parameters()
 
@@ -123,44 +124,24 @@ class H3(Mixer):
         q, k, v = self.q_proj(x), ctx.keep_valid(self.k_proj(x)), self.v_proj(x)
         k, conv = self.shift(k, None if state is None else state.conv, ctx)
         q, k, v = (rearrange(z, "b t (h p) -> b t h p", p=self.config.head_dim) for z in (q, k, v))
-        kv, ssm = self.remember(k.double()[..., None] * v[..., None, :], None if state is None else state.ssm, ctx)
-        y = (q[..., None] * kv).sum(dim=-2).to(x.dtype)
+        y, ssm = self.ssm(q, k, v, None if state is None else state.ssm, ctx, rule=self.config.discretization)
         y = self.out_proj(rearrange(y, "b t h p -> b t (h p)"))
         return y, None if state is None else state.advance(conv=conv, ssm=ssm)
 
-    def remember(
-        self, kv: Float[Tensor, "b t h p p"], state: Float[Tensor, "b h p p n 2"] | None, ctx: Context
-    ) -> tuple[Float[Tensor, "b t h p p"], Float[Tensor, "b h p p n 2"] | None]:
-        """The diagonal SSM on every entry of k v^T, entries of a head sharing its system: p^2 rows of h channels each.
-
-        In float64: a convolution by FFT spreads the rounding of its largest input over all others, and k v^T is one
-        degree higher than x.
-        """
-        p = self.config.head_dim
-        rows = replace(
-            ctx,
-            lengths=None if ctx.lengths is None else repeat(ctx.lengths, "b -> (b r)", r=p * p),
-            document=None if ctx.document is None else repeat(ctx.document, "b t -> (b r) t", r=p * p),
-        )
-        held = None if state is None else rearrange(state, "b h i j n two -> (b i j) h n two")
-        y, held = self.ssm(rearrange(kv, "b t h i j -> (b i j) t h"), held, rows, rule=self.config.discretization)
-        y = rearrange(y, "(b i j) t h -> b t h i j", i=p, j=p)
-        return y, None if held is None else rearrange(held, "(b i j) h n two -> b h i j n two", i=p, j=p)
-
     @classmethod
     def cost(cls, config: H3Config, d_model: int) -> Cost:
-        """FLOPs as `shift_flops` and `diagonal_flops` count them; 3 an entry of k v^T: formed, times q, added."""
+        """FLOPs as `shift_flops` and `toeplitz_attention_flops` count them."""
         n, p = config.d_state, config.head_dim
 
         def forward(tokens: int, past: int) -> Flops:
-            recurrence, ffts = shift_flops(d_model, n, tokens, past > 0)
-            gates = 3 * tokens * d_model * p
-            return linear(tokens, d_model, 4 * d_model) + Flops(scan=recurrence + gates, fft=ffts)
+            shifted, ffts = shift_flops(d_model, n, tokens, past > 0)
+            products, recurrence = toeplitz_attention_flops(tokens, d_model // p, p, n, past > 0)
+            return linear(tokens, d_model, 4 * d_model) + Flops(products, shifted + recurrence, ffts)
 
-        return diagonal_cost(d_model // p, n, copies=p * p) + Cost(
-            4 * d_model * (d_model + 1) + d_model * (n + 1),
+        return Cost(
+            4 * d_model * (d_model + 1) + d_model * (n + 1) + d_model // p * (3 * n + 2),
             forward,
-            lambda max_length, itemsize: StateBytes(ssm=d_model * (n - 1) * itemsize),
+            lambda max_length, itemsize: StateBytes(ssm=d_model * ((n - 1) * itemsize + p * n * max(4, itemsize))),
         )
 
 
@@ -183,3 +164,21 @@ class ShiftSSM(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"] | None]:
         """x -> y, and the inputs to remember (None without those remembered so far)."""
         return shift_ssm(x, self.C, self.D, state=state, lengths=ctx.lengths, document=ctx.document)
+
+
+class DiagonalAttention(DiagonalSystems):
+    """A system a head, to which every entry of k v^T is an input, and whose outputs q reads."""
+
+    def forward(
+        self,
+        q: Float[Tensor, "b t h p"],
+        k: Float[Tensor, "b t h p"],
+        v: Float[Tensor, "b t h p"],
+        state: Float[Tensor, "b h p p n 2"] | None,
+        ctx: Context,
+        *,
+        rule: Rule,
+    ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p p n 2"] | None]:
+        """q, k, v -> y, and the state after each row's last valid token (None without one)."""
+        about = {"state": state, "lengths": ctx.lengths, "document": ctx.document}
+        return toeplitz_attention(q, k, v, **self.systems(), rule=rule, **about)

@@ -19,12 +19,12 @@ from torch import Tensor
 from hybridlm.checks import choice, interval, paired, real
 from hybridlm.context import Context
 from hybridlm.layers import init
-from hybridlm.layers.cost import Cost, linear
-from hybridlm.layers.diagonal import GROUPS, INITS, DiagonalSSM, diagonal_cost
+from hybridlm.layers.cost import Cost, Flops, StateBytes, linear
+from hybridlm.layers.diagonal import GROUPS, INITS, DiagonalSSM
 from hybridlm.layers.init import Streams
 from hybridlm.layers.linear import Linear
 from hybridlm.layers.mixer import Mixer, state_dtype
-from hybridlm.ops.diagonal_ssm import RULES
+from hybridlm.ops.diagonal_ssm import RULES, diagonal_flops
 from hybridlm.state import LayerState
 
 
@@ -113,6 +113,13 @@ class S4D(Mixer):
     @classmethod
     def cost(cls, config: S4DConfig, d_model: int) -> Cost:
         """FLOPs as `diagonal_flops` counts them; computing the kernel is paid once for all rows of a batch."""
-        return diagonal_cost(d_model, config.d_state) + Cost(
-            2 * d_model * (d_model + 1), lambda tokens, past: linear(tokens, d_model, 2 * d_model)
+        n = config.d_state
+
+        def forward(tokens: int, past: int) -> Flops:
+            return linear(tokens, d_model, 2 * d_model) + Flops(*diagonal_flops(d_model, n, tokens, past > 0))
+
+        return Cost(
+            2 * d_model * (d_model + 1) + d_model * (3 * n + 2),
+            forward,
+            lambda max_length, itemsize: StateBytes(ssm=d_model * n * max(4, itemsize)),
         )

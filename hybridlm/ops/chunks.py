@@ -106,13 +106,14 @@ def decay_mask(v: Tensor) -> Tensor:
     return torch.cat([F.pad(first, (0, c // 2)), torch.cat([corner, second], dim=-1)], dim=-2)
 
 
-def pass_on(S: Tensor, through: Tensor, added: Tensor, *, back: bool = False) -> tuple[Tensor, Tensor]:
+def pass_on(S: Tensor, through: Tensor, added: Tensor, *, back: bool = False, dim: int = 1) -> tuple[Tensor, Tensor]:
     """Chunk by chunk: S (b, ...), through and added (b, z, ...) -> S before each chunk, and after the last.
 
     back: from the last chunk to the first, as gradients travel: S after each chunk, and before the first.
+    dim: where the chunks are, of through, added and what is returned for each.
     """
-    steps, met = list(zip(through.unbind(1), added.unbind(1), strict=True)), []
+    steps, met = list(zip(through.unbind(dim), added.unbind(dim), strict=True)), []
     for decay, more in reversed(steps) if back else steps:
         met.append(S)
         S = torch.addcmul(more, decay, S)
-    return torch.stack(met[::-1] if back else met, dim=1), S
+    return torch.stack(met[::-1] if back else met, dim=dim), S

@@ -46,7 +46,7 @@ class Example(NamedTuple):
         y, *rest = found if isinstance(found, tuple) else (found,)
         if (lengths := self.given.get("lengths")) is not None:
             valid = torch.arange(y.shape[1], device=y.device) < lengths[:, None]
-            y = torch.where(valid[..., None], y, 0)
+            y = torch.where(valid.reshape(*valid.shape, *[1] * (y.ndim - 2)), y, 0)
         return y, *_flat(rest)
 
     @property

@@ -38,6 +38,7 @@ from hybridlm.ops.shift_ssm import shift_ssm
 from hybridlm.ops.ssd import ssd
 from hybridlm.ops.ssm_kernel import s4_kernel, s4_scan
 from hybridlm.ops.steps import steps_and_rates
+from hybridlm.ops.toeplitz_attention import toeplitz_attention
 from hybridlm.ops.trapezoidal_ssd import Memory, trapezoidal_ssd
 
 Drawn = tuple[Callable[..., Any], dict[str, Tensor], dict[str, Any]]
@@ -159,6 +160,13 @@ def _diagonal_ssm(d: Draw) -> Drawn:
     return diagonal_ssm, tensors, {**d.document(), **d.lengths()}
 
 
+def _toeplitz_attention(d: Draw) -> Drawn:
+    h, p = d.d // 4, 4  # narrow heads: a state has p^2 n numbers of each
+    tensors = {name: d.normal(d.b, d.t, h, p) for name in "qkv"}
+    tensors |= {name: x[:h] for name, x in _diagonal(d).items()} | {"D": d.wide(h)}
+    return toeplitz_attention, tensors | d.state(d.b, h, p, p, d.n // 2, 2), {**d.document(), **d.lengths()}
+
+
 def _s4_scan(d: Draw) -> Drawn:
     tensors = {"x": d.normal(d.b, d.t, d.d), **_dplr(d), "D": d.wide(d.d), **d.state(d.b, d.d, d.n // 2, 2)}
     return s4_scan, tensors, {**d.document(), **d.lengths()}
@@ -263,6 +271,7 @@ OPS: dict[str, tuple[Callable[[Draw], Drawn], tuple[str, ...]]] = {
     "s4_kernel": (_s4_kernel, ("plain",)),
     "s4_scan": (_s4_scan, WITH_LENGTHS),
     "s5_scan": (_s5_scan, WITH_LENGTHS),
+    "toeplitz_attention": (_toeplitz_attention, WITH_LENGTHS),
     "shift_ssm": (_shift_ssm, WITH_LENGTHS),
     "long_conv": (_long_conv, ("plain", "packed")),
     "lstm": (_lstm, WITH_LENGTHS),

@@ -19,6 +19,8 @@ class Complex(torch.nn.Module):
         z = torch.complex(x, 2 * x) * constant
         z = torch.where(x > 0, z + constant, x * z - constant)
         z = torch.cat([z[:, 1:], z[:, :1]], dim=1)
+        first, *_, last = z.unbind(1)
+        z = torch.addcmul(z, first[:, None], z[:, torch.tensor([3, 1, 1, 0, 2])]) - last[:, None]
         return torch.view_as_real(z + 1)
 
 

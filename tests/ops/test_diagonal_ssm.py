@@ -276,15 +276,13 @@ def test_inputs_are_left_alone():
 
 # ----------------------------------------------------------------------------------------------------------------- cost
 @pytest.mark.parametrize("state", [False, True])
-@pytest.mark.parametrize("copies", [1, 4])
 @pytest.mark.parametrize(("n", "t"), [(4, 1), (16, 2), (16, 7), (8, 64), (8, 65), (4, 200), (64, 1000)])
-def test_flops_are_those_that_are_done(n, t, copies, state):
-    """Channels that share a system are rows of a batch."""
+def test_flops_are_those_that_are_done(n, t, state):
     p = lin(d=3, n=n)
-    x, h = draw(p, copies, t)
+    x, h = draw(p, 1, t)
     with FlopCounterMode(display=False) as counter:
         diagonal_ssm(x, **p, state=h if state else None)
-    assert diagonal_flops(3, n, t, state, copies)[0] == counter.get_total_flops()
+    assert diagonal_flops(3, n, t, state)[0] == counter.get_total_flops()
 
 
 def test_flops_by_hand():
@@ -292,7 +290,6 @@ def test_flops_by_hand():
     product, fft = 2 * 4 * 2 * 4, 2.5 * 12 * math.log2(12)
     assert diagonal_flops(2, 4, 5, False) == (2 * product, 0, pytest.approx(2 * 3 * fft))
     assert diagonal_flops(2, 4, 5, True) == (2 * 3 * product, 0, pytest.approx(2 * 3 * fft))
-    assert diagonal_flops(2, 4, 5, True, copies=9) == (2 * 19 * product, 0, pytest.approx(2 * 19 * fft))
     assert diagonal_flops(2, 4, 1, True) == (0, 2 * (16 * 2 + 2), 0)
 
 

@@ -12,6 +12,7 @@ from hybridlm.ops.s5_scan.reference import _Scan as S5Scan
 from hybridlm.ops.selective_scan.reference import _Scan as SelectiveScan
 from hybridlm.ops.split import _Split
 from hybridlm.ops.spread import _Spread
+from hybridlm.ops.toeplitz_attention.by_chunk import ByChunk as ToeplitzAttention
 from hybridlm.registry import mixers, mlps
 
 EAGER = {ByChunk, Taps, Mapped, MappedGradient}
@@ -62,6 +63,13 @@ def s5_scan(t):
     return torch.complex(drawn(2, t, 3), drawn(2, t, 3)), torch.complex(drawn(3), drawn(3)).to(torch.complex128), None
 
 
+def toeplitz_attention(z, state=True, within=True, keep=None):
+    """z chunks of 4 tokens."""
+    qkv = [drawn(2, 3, 2, z, 4) for _ in range(3)]
+    system = drawn(2, 4, 4) if within else None, drawn(2, 4, 6), drawn(2, 6, 4), drawn(2, 3, 2)
+    return *qkv, *system, drawn(2, 3, 3, 2, 3, 2) if state else None, torch.tensor([z, 0]), keep
+
+
 ids = torch.tensor([[0, 0, 1, 1, 1, 2, 2]] * 2)
 CALLS = {
     "LongConv": (LongConv, lambda: (drawn(2, 7, 3), drawn(3, 7), None, None)),
@@ -74,6 +82,11 @@ CALLS = {
     "selective scan": (SelectiveScan, lambda: selective_scan(False)),
     "selective scan, zoh": (SelectiveScan, lambda: selective_scan(True)),
     "AtOnce": (AtOnce, linear_attention),
+    "Toeplitz": (ToeplitzAttention, lambda: toeplitz_attention(3)),
+    "Toeplitz, one chunk": (ToeplitzAttention, lambda: toeplitz_attention(1)),
+    "Toeplitz, no state": (ToeplitzAttention, lambda: toeplitz_attention(3, state=False)),
+    "Toeplitz, one chunk, no state": (ToeplitzAttention, lambda: toeplitz_attention(1, state=False)),
+    "Toeplitz, packed": (ToeplitzAttention, lambda: toeplitz_attention(3, within=False, keep=torch.ones(2, 3) > 0)),
     "split": (_Split, lambda: (drawn(2, 7, 6), [2, 4])),
     "split, one part": (_Split, lambda: (drawn(2, 7, 6), [6])),
     "spread": (_Spread, lambda: (drawn(3), torch.Size([2, 7, 3]))),

@@ -8,6 +8,7 @@ system row by row.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -198,6 +199,9 @@ OF_PAIRS: dict[Any, Callable] = {
     aten.add.Tensor: _add,
     aten.sub.Tensor: _subtract,
     aten.where.self: _where,
+    aten.addcmul.default: lambda a, b, c: _add(a, _multiply(b, c)),
+    operator.getitem: operator.getitem,
+    aten.unbind.int: lambda x, dim=0: [Pair(*one) for one in zip(x.re.unbind(dim), x.im.unbind(dim), strict=True)],
 }
 PART_BY_PART = {
     getattr(getattr(aten, name), overload)
@@ -206,5 +210,6 @@ PART_BY_PART = {
         ("cat", "default"), ("stack", "default"), ("view", "default"), ("reshape", "default"), ("expand", "default"),
         ("permute", "default"), ("transpose", "int"), ("clone", "default"), ("_to_copy", "default"), ("to", "dtype"),
         ("gather", "default"), ("flip", "default"), ("sum", "dim_IntList"), ("contiguous", "default"),
+        ("index", "Tensor"),
     )
 }  # fmt: skip

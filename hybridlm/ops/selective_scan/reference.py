@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from hybridlm.ops.chunks import fold
 from hybridlm.recording import symbolic
 
 CHUNK = 16
@@ -104,12 +105,7 @@ def _scan(drive: Drive, h: Tensor) -> tuple[Tensor, Tensor]:
     """Many tokens; the last chunk is filled up with steps of size 0, which hold the state."""
     t = drive.u.shape[1]
     size = min(CHUNK, t)
-
-    def fold(v: Tensor) -> Tensor:
-        padded = F.pad(v, (0, 0) * (v.ndim - 2) + (0, -t % size))
-        return rearrange(padded, "b (z c) ... -> c b z ...", c=size)
-
-    drive = drive.map(fold)
+    drive = drive.map(lambda v: rearrange(fold(v, size), "b z c ... -> c b z ..."))
     y, h, _ = _Scan.apply(*drive, h) if torch.is_grad_enabled() else _run(drive, h)  # torch.compile needs to be told
     return rearrange(y, "c b z d -> b (z c) d")[:, :t], h
 

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 import traceback
+from pathlib import Path
 
 from hybridlm.command_line import Parser
 
@@ -28,6 +29,9 @@ COMMANDS = {  # name: (module, function that runs it, function that adds its opt
 }
 
 
+FROM_ZERO = ("warmup", "jobs")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if anything was measured."""
     argv = sys.argv[1:] if argv is None else argv
@@ -36,12 +40,32 @@ def main(argv: list[str] | None = None) -> int:
     args.argv = argv
     module, function = COMMANDS[args.command][:2]
     try:
+        _check(args)
         return getattr(importlib.import_module(f"benchmarks.{module}"), function)(args)
     except ValueError as error:  # a wrong option; hybridlm's own errors say what is allowed
         print(f"{args.command}: {error}", file=sys.stderr)
         return 2
     except (Exception, KeyboardInterrupt) as error:  # what was measured so far is not lost
         return _salvaged(error)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """ValueError, before anything is measured, and nothing of an earlier run is replaced: a number, device or folder
+    that cannot be meant."""
+    from hybridlm.checks import real, whole
+    from hybridlm.compose.memory import require_device
+
+    for name, value in vars(args).items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, float):
+            real(option, value, low=1e-9)
+        elif isinstance(value, int) and not isinstance(value, bool) and name != "seed":
+            whole(option, value, low=0 if name in FROM_ZERO else 1, high=1 << 40)
+    if "device" in args and args.command != "twins":  # those take a CPU alone, and say so
+        require_device(args.device)
+    out = vars(args).get("out")
+    if out and Path(out).is_file():
+        raise ValueError(f"--out: {out} is a file; give a folder")
 
 
 def _salvaged(error: BaseException) -> int:

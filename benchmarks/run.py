@@ -42,6 +42,7 @@ class Run:
         self.findings: list[tuple[str, str, str]] = []
         self.began = time.monotonic()
         self.folder = Path(args.out or Path("runs/benchmarks") / args.command)
+        self.earlier = (self.folder / "result.json").exists()
         self.console = Console(width=None if sys.stdout.isatty() else 200)
         self.machine = describe(self.device)
         self.ceilings = ceilings(self.device)
@@ -54,6 +55,16 @@ class Run:
         name = "cuda:0" if self.device == "cuda" else self.device
         about = self.machine["devices"].get(name, "").partition(",")[0]
         return f"CPU, {about}" if name == "cpu" else about or name
+
+    @property
+    def measured(self) -> bool:
+        """Whether any row has a time."""
+        return any(row.seconds for row in self.rows)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the folder holds an earlier run, and this one nothing better."""
+        return self.earlier and not self.measured
 
     @property
     def left(self) -> float:
@@ -83,7 +94,9 @@ class Run:
             yield step
 
     def write(self) -> None:
-        """JSON and CSV of all rows."""
+        """JSON and CSV of all rows; those of an earlier run stay until something is measured."""
+        if self.kept:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         told = records(self.rows)
         (self.folder / "result.json").write_text(json.dumps(self.about() | {"rows": told}, indent=1) + "\n")
@@ -124,9 +137,12 @@ class Run:
             self.console.print(answers, markup=False)
         for text in failures(told):
             self.say(f"not measured: {text}")
+        if self.kept:
+            self.say(f"nothing written: {self.folder} holds an earlier run, which stays")
+            return 1
         draw(told, f"{self.title}, {self.where}", self.folder / "result.png")
         self.say(f"written: {self.folder}/result.json, .csv, .png ({time.monotonic() - self.began:.0f} s)")
-        return 0 if any(row.seconds for row in self.rows) else 1
+        return 0 if self.measured else 1
 
 
 def reason(error: BaseException) -> str:

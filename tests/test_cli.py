@@ -124,6 +124,8 @@ MISTAKES = {
     ("export", "nowhere", "out", "--max-length", "0"): "--max-length: 0 is out of range",
     ("import", "nowhere", "out"): "nowhere: no such folder",
     ("tokenize", "--vocab-size", "3"): "vocab_size: 3; at least 257",
+    ("tokenize", "--vocab-size", "99999999999"): "vocab_size: 99999999999 is out of range",
+    ("describe", "M", "--plot", ""): r"a picture is written as \.svg or \.png",
     ("tokenize", "--output", "docs"): "output: docs is a folder",
 }
 

@@ -44,7 +44,7 @@ def describe(
 
     contexts = _contexts(context)
     whole("--batch", batch)
-    suffix = suffix_of(plot) if plot else None
+    suffix = None if plot is None else suffix_of(plot)
     cost = model_cost(read_spec(model, d_model=d_model, vocab_size=vocab_size))
     about = numbers(cost, contexts, batch=batch, dtype=getattr(torch, dtype)) | {"export": exportable(cost.stack)}
     if suffix:

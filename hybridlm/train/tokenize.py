@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from hybridlm.checks import whole
 from hybridlm.errors import DataError
 from hybridlm.files import atomic_write, check_target
 from hybridlm.text import END_OF_TEXT, FileCodec
@@ -28,10 +29,11 @@ def train_tokenizer(
         separator: text between the documents of a file; it does not enter the vocabulary.
 
     Raises:
-        DataError: no text, or a vocabulary too small.
+        DataError: no text, or a vocabulary too small. SpecError: a vocabulary that no model has.
     """
     if vocab_size < 257:
         raise DataError(f"vocab_size: {vocab_size}; at least 257 is needed (256 bytes and {END_OF_TEXT})")
+    whole("vocab_size", vocab_size, low=257)  # the tokenizers library makes room for all of them at once
     check_target("output", output)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -90,6 +90,13 @@ def test_time_limit_ends_a_run_in_order(tmp_path):
     assert row["why"] == "the time limit came first"
 
 
+def test_what_measures_nothing_leaves_an_earlier_run(tmp_path, capsys):
+    before = run("zoo", tmp_path)
+    assert main(["zoo", "Q", *QUICK, "--out", str(tmp_path)]) == 1
+    assert json.loads((tmp_path / "result.json").read_text()) == before
+    assert "holds an earlier run, which stays" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -105,6 +112,14 @@ def test_time_limit_ends_a_run_in_order(tmp_path):
         (["ops", "--lengths", "-1"], "--lengths: -1; it takes whole numbers"),
         (["ops", "--backends", "cuda"], "--backends: unknown cuda; known: auto, reference, triton, vendor"),
         (["ratios", "--peer", "keras"], "--peer: unknown keras"),
+        (["zoo", "--tokens", "0"], "--tokens: 0 is out of range"),
+        (["zoo", "--rounds", "0"], "--rounds: 0 is out of range"),
+        (["zoo", "--warmup", "-1"], "--warmup: -1 is out of range"),
+        (["kit", "--jobs", "-1"], "--jobs: -1 is out of range"),
+        (["zoo", "--budget", "nan"], "--budget: nan is not a finite number"),
+        (["zoo", "--time-limit", "-3"], "--time-limit: -3.0 is out of range"),
+        (["zoo", "--device", "none"], "device: 'none' is not there"),
+        (["zoo", "--out", __file__], "test_commands.py is a file; give a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

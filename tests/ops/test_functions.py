@@ -67,7 +67,7 @@ def toeplitz_attention(z, state=True, within=True, keep=None):
     """z chunks of 4 tokens."""
     qkv = [drawn(2, 3, 2, z, 4) for _ in range(3)]
     system = drawn(2, 4, 4) if within else None, drawn(2, 4, 6), drawn(2, 6, 4), drawn(2, 3, 2)
-    return *qkv, *system, drawn(2, 3, 3, 2, 3, 2) if state else None, torch.tensor([z, 0]), keep
+    return *qkv, *system, drawn(2, 3, 3, 2, 3, 2) if state else None, torch.tensor([z, 0]) if state else None, keep
 
 
 ids = torch.tensor([[0, 0, 1, 1, 1, 2, 2]] * 2)

@@ -7,6 +7,7 @@ from torch import Tensor
 from hybridlm.ops.backend import resolve
 from hybridlm.ops.diagonal_ssm import Rule
 from hybridlm.ops.diagonal_ssm.reference import System
+from hybridlm.ops.lti import as_complex
 from hybridlm.ops.toeplitz_attention import reference
 from hybridlm.ops.toeplitz_attention.flops import toeplitz_attention_flops
 
@@ -47,4 +48,5 @@ def toeplitz_attention(
     """
     run = resolve("toeplitz_attention", backend, {"reference": reference.toeplitz_attention})
     with torch.autocast(v.device.type, enabled=False):
-        return run(q, k, v, System.of(Lambda, B, C, dt, rule), D, state, lengths, document, chunk)
+        logs = as_complex(Lambda) * dt.double()[:, None] if rule == "zoh" else None
+        return run(q, k, v, System.of(Lambda, B, C, dt, rule), logs, D, state, lengths, document, chunk)

@@ -24,8 +24,8 @@ class ByChunk(torch.autograd.Function):
     """q, k, v (h, p, b, z, c); within (h, c, c), write (h, c, N), read (h, N, c), through (h, n, 2): see `Tables`;
     H (h, p, p, b, n, 2), before the first chunk; ends (b), full chunks of each row; keep (b, z), which let H through.
 
-    None: within, chunks do not look into themselves; H, zero; keep, all. Returns y as v, and H after `ends` chunks
-    (nothing where it began as None).
+    None: within, chunks do not look into themselves; H, zero, and no ends; keep, all. Returns y as v, and H after
+    `ends` chunks (nothing where it began as None).
     """
 
     generate_vmap_rule = True
@@ -140,7 +140,7 @@ def _at(states: States, ends: Tensor) -> Tensor:
 
 
 def _gradients(
-    heads: Heads, ends: Tensor, keep: Tensor | None, dy: Tensor, dend: Tensor | None
+    heads: Heads, ends: Tensor | None, keep: Tensor | None, dy: Tensor, dend: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Of the heads' q, k, v, within, write, read, through and H."""
     q, k, v, within, write, read, *_ = heads
@@ -163,7 +163,7 @@ def _gradients(
 
 
 def _pass_back(
-    states: States, heads: Heads, ends: Tensor, dbefore: Tensor, dend: Tensor | None
+    states: States, heads: Heads, ends: Tensor | None, dbefore: Tensor, dend: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the states before each chunk, and of those returned -> of what each chunk added, and of H."""
     last = torch.zeros_like(states.after)

@@ -26,16 +26,19 @@ def toeplitz_attention(
     k: Tensor,
     v: Tensor,
     system: System,
+    logs: Tensor | None,
     D: Tensor,
     state: Tensor | None,
     lengths: Tensor | None,
     document: Tensor | None,
     chunk: int | None,
 ) -> tuple[Tensor, Tensor | None]:
+    """logs: of Abar, (h, n) complex128, where they are known."""
     if v.shape[1] == 1:
         return step(q, k, v, system, D, state, lengths, document)
     wide = torch.promote_types(torch.float32, v.dtype)
-    tables = Tables.of(system, D, min(chunk or tokens_of(v.shape[-1]), v.shape[1]), wide)
+    c = min(chunk or tokens_of(v.shape[-1]), v.shape[1])
+    tables = Tables.of(system, powers_of(system, logs, c), D, wide)
     y, state = chunked(*(x.to(wide) for x in (q, k, v)), tables, state, lengths, document)
     return y.to(v.dtype), state
 
@@ -59,9 +62,9 @@ def step(
     document = None if document is None else repeat(document, "b t -> (b r) t", r=p * p)
     y, h = one_token(kv, system, D, h, lengths, document)
     y = (q.double()[..., None] * rearrange(y, "(b a e) t h -> b t h a e", a=p, e=p)).sum(dim=-2)
-    return y.to(v.dtype), None if h is None else rearrange(h, "(b a e) h n two -> b h a e n two", a=p, e=p).to(
-        state.dtype
-    )
+    if h is None:
+        return y.to(v.dtype), None
+    return y.to(v.dtype), rearrange(h.to(state.dtype), "(b a e) h n two -> b h a e n two", a=p, e=p)
 
 
 # ----------------------------------------------------------------------------------------------------------- the system
@@ -82,16 +85,22 @@ class Tables(NamedTuple):
     powers: Tensor
 
     @classmethod
-    def of(cls, system: System, D: Tensor, c: int, dtype: torch.dtype) -> "Tables":
-        """Computed in float64, given in `dtype`."""
-        E, B, C = system
-        powers = orbit(torch.ones_like(E)[:, None], doubled(E, bits(c - 1)) if c > 1 else [])[:, :c]
-        kernel = (coordinates(powers) @ functionals(C * B)[..., None]).squeeze(-1)
-        kernel = kernel + F.pad(D.double()[:, None], (0, c - 1))
-        read = functionals((C - C * E)[:, None] * powers).mT
-        through = powers[:, -1] - E * powers[:, -1]
-        tables = upper(kernel), coordinates(B[:, None] * powers.flip(1)), read, pairs(through), pairs(powers)
+    def of(cls, system: System, powers: Tensor, D: Tensor, dtype: torch.dtype) -> "Tables":
+        """Of Abar^i for i <= c. Computed in float64, given in `dtype`."""
+        _, B, C = system
+        before, after = powers[:, :-1], powers[:, 1:]
+        kernel = (coordinates(before) @ functionals(C * B)[..., None]).squeeze(-1)
+        kernel = kernel + F.pad(D.double()[:, None], (0, kernel.shape[1] - 1))
+        write, read = coordinates(B[:, None] * before.flip(1)), functionals(C[:, None] * after).mT
+        tables = upper(kernel), write, read, torch.view_as_real(after[:, -1]), torch.view_as_real(before)
         return cls(*(table.to(dtype) for table in tables))
+
+
+def powers_of(system: System, logs: Tensor | None, c: int) -> Tensor:
+    """Abar^i for i <= c, (h, c + 1, n) complex128: by doubling, or at once where logarithms are known."""
+    if logs is not None:
+        return torch.exp(torch.arange(c + 1, device=logs.device, dtype=torch.float64)[:, None] * logs[:, None])
+    return orbit(torch.ones_like(system.E)[:, None], doubled(system.E, bits(c)))[:, : c + 1]
 
 
 def upper(kernel: Tensor) -> Tensor:
@@ -99,11 +108,6 @@ def upper(kernel: Tensor) -> Tensor:
     c = kernel.shape[1]
     rows = repeat(F.pad(kernel, (0, c)), "h l -> h (j l)", j=c)
     return rows[:, : c * (2 * c - 1)].unflatten(1, (c, 2 * c - 1))[..., :c]
-
-
-def pairs(z: Tensor) -> Tensor:
-    """Complex (...) -> real (..., 2)."""
-    return torch.view_as_real(z)
 
 
 # --------------------------------------------------------------------------------------------------------- many tokens
@@ -125,9 +129,8 @@ def chunked(
         queries, keys = (torch.where(x[..., None, None], y, 0) for x, y in ((seams.sees, q), (seams.joins, k)))
         keep, within = seams.keep, None
     ends = torch.full((b,), t, device=v.device) if lengths is None else lengths
-    y, H = ByChunk.apply(
-        *(lay(x, c) for x in (queries, keys, v)), within, tables.write, tables.read, tables.through, H, ends // c, keep
-    )
+    system = within, tables.write, tables.read, tables.through
+    y, H = ByChunk.apply(*(lay(x, c) for x in (queries, keys, v)), *system, H, None if H is None else ends // c, keep)
     y = unlay(y)[:, :t] if document is None else unlay(y)[:, :t] + inside(q, k, v, tables, document)[:, :t]
     if state is None:
         return y, None

@@ -8,30 +8,35 @@ from pathlib import Path
 from hybridlm.ablate.job import ABOUT, CHECKPOINTS, PACKS
 from hybridlm.ablate.results import RESULT, trial_folder
 from hybridlm.ablate.trial import clear, held
+from hybridlm.compose.memory import readable_bytes
 
 MOST = 3
 """Packs that are named."""
 
 
 def clear_leftover(folder: Path) -> str | None:
-    """Remove the checkpoints that are left in the folder of a study whose every trial has a result.
+    """Remove the checkpoints whose every trial has a result, which another packing found, say.
 
-    They are of packs that the study no longer has, or whose results another packing found. What another runner holds
-    stays, and so does what does not say whose it is. Returns a line with what could have been gone on with; None:
-    nothing could.
+    Work that has no result yet stays, as the study may have it again; so does what another runner holds, and what does
+    not say whose it is. Returns a line with where such work lies; None: there is none.
     """
-    lost = []
+    kept = []
     for checkpoints in sorted((folder / PACKS).glob(f"*/{CHECKPOINTS}")):
         name, keys = _about(checkpoints.parent)
         with held(folder, keys) as ours:
             if not keys or not ours:
                 continue
-            if not all((trial_folder(folder, key) / RESULT).is_file() for key in keys):
-                lost.append(name)
-            clear(checkpoints.parent)
-    more = f" and {len(lost) - MOST} more" if len(lost) > MOST else ""
-    said = f"checkpoints of what the study no longer has, which would begin anew: {'; '.join(lost[:MOST])}{more}"
-    return said if lost else None
+            if all((trial_folder(folder, key) / RESULT).is_file() for key in keys):
+                clear(checkpoints.parent)
+            else:
+                kept.append(f"{name}, {readable_bytes(_size(checkpoints))} in {checkpoints}")
+    more = f" and {len(kept) - MOST} more" if len(kept) > MOST else ""
+    said = "checkpoints of what the study no longer has; it goes on with them if it has that again, else remove them"
+    return f"{said}: {'; '.join(kept[:MOST])}{more}" if kept else None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _about(place: Path) -> tuple[str, list[str]]:

@@ -24,7 +24,7 @@ from hybridlm.train.console import Terminal, digits
 if TYPE_CHECKING:
     from hybridlm.ablate.study import Study
 
-COLORS = {"failed": "red", "damaged": "yellow", "stopped": "yellow", "removed": "yellow", "done": "green"}
+COLORS = {"failed": "red", "damaged": "yellow", "stopped": "yellow", "kept": "yellow", "done": "green"}
 OFTEN = 1.0  # seconds between two looks at the folders
 
 

@@ -67,7 +67,7 @@ def run(study: Study, folder: str | Path, executor: str = "local", *, save_every
                 over = ran.stopped or ran.failed or not wider.widen
                 wider = None if over else widened(load(wider, folder))
             if not (ran.stopped or ran.failed) and (line := clear_leftover(folder)):
-                this.board.tell(line, "removed")
+                this.board.tell(line, "kept")
             return ran
         finally:
             works.close()

@@ -1,4 +1,4 @@
-"""Checkpoints that a study no longer has a use for go when it is done, and no others."""
+"""Checkpoints whose results are there go when a study is done; work that has none yet stays, and is told."""
 
 from dataclasses import replace
 
@@ -37,15 +37,21 @@ def undisturbed(tmp_path_factory):
     return found(OLD, folder)
 
 
-def test_those_of_another_grid_are_removed_and_told_and_no_result_is(undisturbed, tmp_path, capsys):
+def test_those_of_another_grid_are_told_and_gone_on_with_when_it_is_changed_back(
+    undisturbed, tmp_path, capsys, monkeypatch
+):
     place = stopped(OLD, tmp_path)
     assert run(NEW, tmp_path, "here").done == 2
-    said = capsys.readouterr().err
-    assert "removed: checkpoints of what the study no longer has" in said
-    assert "hybrid, seeds 0, lr 0.001, 0.004" in said
-    assert [path.name for path in place.iterdir()] == []
-    assert run(OLD, tmp_path, "here").done == 2  # the grid is changed back
-    assert "removed" not in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "kept: checkpoints of what the study no longer has" in said
+    assert "hybrid, seeds 0, lr 0.001, 0.004, " in said
+    assert list(place.glob("checkpoints/step-*"))
+    taken, step = [], LitPack.training_step
+    monkeypatch.setattr(LitPack, "training_step", lambda *args: taken.append(args[0]) or step(*args))
+    assert run(OLD, tmp_path, "here").done == 2
+    assert len(taken) == 3  # of four steps
+    assert not list(tmp_path.rglob("checkpoints"))
+    assert "kept" not in capsys.readouterr().err
     assert found(OLD, tmp_path) == undisturbed
     assert all((trial_folder(tmp_path, trial.key) / RESULT).is_file() for trial in NEW.runs())
 
@@ -61,7 +67,7 @@ def test_what_is_killed_before_it_cleared_up_goes_without_a_word(tmp_path, capsy
         )
     assert run(OLD, tmp_path, "here").done == 2
     assert not (place / "checkpoints").exists()
-    assert "removed" not in capsys.readouterr().err
+    assert "kept" not in capsys.readouterr().err
 
 
 def test_what_another_runner_holds_stays(tmp_path, capsys):
@@ -69,7 +75,7 @@ def test_what_another_runner_holds_stays(tmp_path, capsys):
     with FileLock(trial_folder(tmp_path, OLD.runs()[0].key) / ".lock", thread_local=False):
         assert run(NEW, tmp_path, "here").done == 2
     assert list(place.glob("checkpoints/step-*"))
-    assert "removed" not in capsys.readouterr().err
+    assert "kept" not in capsys.readouterr().err
 
 
 def test_a_grid_that_is_widened_again_goes_on_with_its_packs(tmp_path, monkeypatch, capsys):
@@ -84,7 +90,7 @@ def test_a_grid_that_is_widened_again_goes_on_with_its_packs(tmp_path, monkeypat
     assert run(Study.from_dict({**given, "widen": 1}), tmp_path, "here").done == 6
     assert len(taken) == 59 + 60
     assert not list(tmp_path.rglob("checkpoints"))
-    assert "removed" not in capsys.readouterr().err
+    assert "kept" not in capsys.readouterr().err
 
 
 def test_nothing_goes_before_all_is_done(tmp_path, monkeypatch):

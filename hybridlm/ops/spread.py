@@ -24,6 +24,11 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        whole = gradient.shape[-2] // TOGETHER * TOGETHER
-        parts = gradient[..., :whole, :].unflatten(-2, (-1, TOGETHER)).sum(-2)
-        return parts.flatten(0, -2).sum(0) + gradient[..., whole:, :].flatten(0, -2).sum(0), None
+        return summed_rows(gradient), None
+
+
+def summed_rows(x: Tensor) -> Tensor:
+    """(b, ..., t, d) -> (d), over rows that lie together first."""
+    whole = x.shape[-2] // TOGETHER * TOGETHER
+    parts = x[..., :whole, :].unflatten(-2, (-1, TOGETHER)).sum(-2)
+    return parts.flatten(0, -2).sum(0) + x[..., whole:, :].flatten(0, -2).sum(0)

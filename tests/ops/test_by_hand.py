@@ -45,6 +45,50 @@ def test_what_is_compiled_equals_the_formulas(op, case, monkeypatch):
     assert all(error(gradients[name], slopes[name]) < 1e-12 for name in slopes)
 
 
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("k", "t"), [(1, 1), (1, 20), (4, 4), (4, 5), (4, 50), (3, 18)])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_convolution_that_is_compiled_equals_the_formulas(k, t, bias, activation, ragged, monkeypatch):
+    """Also its gradients by what came before, with rows that are not a multiple of those that are summed together."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, t, 5), (5, 1, k), (2, 5, k - 1), (5,)][: 4 if bias else 3]
+    given = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    lengths = torch.tensor([t, t // 2]) if ragged else None
+
+    def called():
+        x, weight, state, *rest = given
+        y, last = conv.causal_conv1d(x, weight, rest[0] if rest else None, state, lengths, None, activation)
+        total = (y * torch.linspace(-1, 1, y.numel()).double().view_as(y)).sum() + last.square().sum()
+        return [y, last, *torch.autograd.grad(total, given)]
+
+    monkeypatch.setattr(conv, "by_hand", lambda *tensors: False)
+    wanted = called()
+    monkeypatch.setattr(conv, "by_hand_compiled", lambda x: True)
+    calls, apply = [], conv.Convolution.apply
+    monkeypatch.setattr(conv.Convolution, "apply", lambda *tensors: calls.append(1) or apply(*tensors))
+    found = called()
+    assert calls
+    for ours, true in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, true, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("t", [3, 4, 40])
+def test_torch_compile_traces_the_convolution_by_hand(t):
+    """Fewer tokens than taps are left to the formulas."""
+    x, weight = torch.randn(2, t, 5, requires_grad=True), torch.randn(5, 1, 4, requires_grad=True)
+
+    def run(x, weight):
+        return conv.causal_conv1d(x, weight, None, None, None, None, "silu")[0]
+
+    def slopes(call):
+        y = call(x, weight)
+        return y, *torch.autograd.grad(y.square().sum(), (x, weight))
+
+    for ours, true in zip(slopes(torch.compile(run, fullgraph=True, backend="aot_eager")), slopes(run), strict=True):
+        torch.testing.assert_close(ours, true, rtol=1e-5, atol=1e-5)
+
+
 def test_decays_by_hand_have_the_digits_of_every_sum():
     """Of short ones after long ones, and of what stands at the first token of a document."""
     v = -torch.rand(3, 64) * torch.tensor([1e-3, 1.0, 30.0])[:, None]

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridlm.ops.by_hand import by_formula, by_hand
+from hybridlm.ops.by_hand import by_formula, by_hand, by_hand_compiled
+from hybridlm.ops.causal_conv.compiled import Convolution
 from hybridlm.ops.spread import spread
 
 
@@ -28,9 +29,14 @@ def causal_conv1d(
     history = torch.cat([before, x], dim=1)
     owner = None if document is None else F.pad(document, (k - 1, 0))  # whose input it is; the state's are document 0's
 
-    y = _taps(history.to(wide), weight.to(wide), owner)
-    y = y if bias is None else y + spread(bias.to(wide), y)
-    y = F.silu(y) if activation == "silu" else y
+    if owner is None and by_hand_compiled(x) and x.shape[1] >= k:
+        taps, bias = torch.stack(weight[:, 0].to(wide).unbind(-1)), bias if bias is None else bias.to(wide)
+        y = Convolution.apply(x, before.to(wide), taps, bias, activation == "silu")
+        history = x if lengths is None else history  # the last inputs are among these, so nothing is copied
+    else:
+        y = _taps(history.to(wide), weight.to(wide), owner)
+        y = y if bias is None else y + spread(bias.to(wide), y)
+        y = F.silu(y) if activation == "silu" else y
     return y.to(x.dtype), last_inputs(history, k - 1, lengths, owner).to(before.dtype)
 
 

@@ -200,7 +200,14 @@ class HybridCLI(LightningCLI):
         if trainer["logger"] in (None, True):
             kwargs["logger"] = _loggers(run) if fitting else False
         plugins = [*(trainer["plugins"] or []), SafeCheckpointIO()]
-        return super().instantiate_trainer(default_root_dir=str(run), plugins=plugins, callbacks=callbacks, **kwargs)
+        with _lightning_tells():
+            return super().instantiate_trainer(
+                default_root_dir=str(run), plugins=plugins, callbacks=callbacks, **kwargs
+            )
+
+    def _set_seed(self) -> None:
+        with _lightning_tells():
+            super()._set_seed()
 
     def _run_folder(self) -> Path:
         """Where this run goes: as asked, or the next free number. Refuses to run over another run."""
@@ -269,8 +276,19 @@ class HybridCLI(LightningCLI):
         Terminal().print(f"{said}: {file}", highlight=False)
 
 
+@contextmanager
+def _lightning_tells() -> Iterator[None]:
+    """What Lightning refuses of the user's settings, as a mistake."""
+    try:
+        yield
+    except MISTAKES:
+        raise
+    except ValueError as error:
+        raise SpecError(f"Lightning: {error}") from error
+
+
 def _check_length(trainer: Mapping[str, Any]) -> None:
-    """SpecError for settings that mean something only where the text comes in epochs."""
+    """SpecError for settings that mean something only where the text comes in epochs, or nothing at all."""
     meant = {"max_epochs": -1, "min_epochs": -1, "limit_train_batches": 1.0}
     for name, whole in meant.items():
         if repr(trainer[name]) not in ("None", repr(whole)):  # 1 batch is not 1.0, all of them
@@ -278,6 +296,11 @@ def _check_length(trainer: Mapping[str, Any]) -> None:
                 f"trainer.{name}: {trainer[name]}; training counts steps, and its text is a stream without epochs. "
                 "Leave it out and set trainer.max_steps"
             )
+    for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+        if isinstance(trainer[name], int | float) and trainer[name] <= 0:
+            raise SpecError(f"trainer.{name}: {trainer[name]}; it must be above 0")
+    if trainer["default_root_dir"] is not None:
+        raise SpecError(f"trainer.default_root_dir: {trainer['default_root_dir']}; --run names the folder of a run")
 
 
 def _checkpoint(trainer: pl.Trainer) -> RunCheckpoint:

@@ -74,10 +74,9 @@ def under(device: str, dtype: torch.dtype | None) -> AbstractContextManager:
     return torch.autocast(device.partition(":")[0], dtype, enabled=dtype is not None)
 
 
-def optimizer(model: nn.Module, device: str) -> torch.optim.AdamW:
-    """The same for everyone."""
-    fused = device.startswith("cuda")
-    return torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
+def optimizer(model: nn.Module) -> torch.optim.AdamW:
+    """The same for everyone, and fused, which is what hybridlm and transformers train with."""
+    return torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 
 def _contenders(arch: Architecture, weights: dict, args: Namespace, ids: Tensor, probe: Tensor, truth: Tensor):
@@ -89,11 +88,9 @@ def _contenders(arch: Architecture, weights: dict, args: Namespace, ids: Tensor,
         error = _error(model, lambda x: model(x).logits, probe, truth, recipe)
         label = "eager" if path == "eager" else paths.compiled(model)
         first = _loss(lambda: model(ids, targets=targets).loss, recipe)  # compiles, so that a failure is seen here
-        entry = Entry(step_of(model, lambda: model(ids, targets=targets).loss, recipe, args.device), label)
+        entry = Entry(step_of(model, lambda: model(ids, targets=targets).loss, recipe), label)
         if path == "graph":
-            entry = paths.captured_step(
-                model, optimizer(model, args.device), {"ids": ids, "targets": targets}, autocast(args)
-            )
+            entry = paths.captured_step(model, optimizer(model), {"ids": ids, "targets": targets}, autocast(args))
         entry.parameters, entry.check = arch.cost.parameters, lambda: (error, first)
         return entry
 
@@ -102,7 +99,7 @@ def _contenders(arch: Architecture, weights: dict, args: Namespace, ids: Tensor,
         peer.model.train()
         error = _error(peer.model, peer.logits, probe, truth, recipe)
         first = _loss(lambda: peer.loss(ids, targets), recipe)
-        step = step_of(peer.model, lambda: peer.loss(ids, targets), recipe, args.device)
+        step = step_of(peer.model, lambda: peer.loss(ids, targets), recipe)
         return Entry(step, peer.label, peer.parameters, peer.notes, check=lambda: (error, first))
 
     return contenders.line_up(
@@ -115,9 +112,9 @@ def _contenders(arch: Architecture, weights: dict, args: Namespace, ids: Tensor,
     )
 
 
-def step_of(model: nn.Module, loss: Callable[[], Tensor], recipe: Callable, device: str) -> Callable[[], Tensor]:
+def step_of(model: nn.Module, loss: Callable[[], Tensor], recipe: Callable) -> Callable[[], Tensor]:
     """A training step as everyone writes it."""
-    adam = optimizer(model, device)
+    adam = optimizer(model)
 
     def step() -> Tensor:
         with recipe():

@@ -72,9 +72,7 @@ def _cases(arch: Architecture, args: Namespace):
 
 def _training(model, calls: dict, ids) -> Entry:
     targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], dim=1)
-    step = step_of(
-        model.train(), lambda: calls["loss"](ids, targets), lambda: torch.autocast("cpu", enabled=False), "cpu"
-    )
+    step = step_of(model.train(), lambda: calls["loss"](ids, targets), lambda: torch.autocast("cpu", enabled=False))
     return Entry(step)
 
 

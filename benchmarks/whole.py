@@ -83,7 +83,7 @@ class _Learner:
         self.label = f"{arch.pattern}, {path if path == 'eager' else paths.compiled(self.model, dynamic=True)}"
         self.ids = torch.empty(0)
         recipe = partial(under, args.device, autocast(args))
-        self.step = step_of(self.model, lambda: self.model(self.ids, targets=self.ids).loss, recipe, args.device)
+        self.step = step_of(self.model, lambda: self.model(self.ids, targets=self.ids).loss, recipe)
 
 
 def _entry(entries: dict[str, _Learner], name: str, arch: Architecture, args: Namespace, ids: torch.Tensor) -> Entry:

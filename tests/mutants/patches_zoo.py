@@ -315,7 +315,7 @@ def no_gradient_through_the_state(heart):
 
 @remade("C14")
 def a_gradient_is_one_percent_short(heart):
-    return heart.beats(lambda op, x, second, *rest, **options: op(x, NearlyRight.apply(second), *rest, **options))
+    return heart.beats(lambda op, x, *rest, **options: op(NearlyRight.apply(x), *rest, **options))
 
 
 @remade("C16")

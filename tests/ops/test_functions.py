@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from hybridlm.ops.causal_conv.compiled import Convolution
 from hybridlm.ops.causal_conv.reference import Taps
 from hybridlm.ops.linear_attention.by_chunk import AtOnce, ByChunk
 from hybridlm.ops.long_conv.reference import LongConv
@@ -87,6 +88,9 @@ CALLS = {
     "Toeplitz, no state": (ToeplitzAttention, lambda: toeplitz_attention(3, state=False)),
     "Toeplitz, one chunk, no state": (ToeplitzAttention, lambda: toeplitz_attention(1, state=False)),
     "Toeplitz, packed": (ToeplitzAttention, lambda: toeplitz_attention(3, within=False, keep=torch.ones(2, 3) > 0)),
+    "convolution": (Convolution, lambda: (drawn(2, 7, 3), drawn(2, 3, 3), drawn(4, 3), None, False)),
+    "convolution, bias": (Convolution, lambda: (drawn(2, 7, 3), drawn(2, 3, 3), drawn(4, 3), drawn(3), False)),
+    "convolution, silu": (Convolution, lambda: (drawn(2, 7, 3), drawn(2, 3, 3), drawn(4, 3), drawn(3), True)),
     "split": (_Split, lambda: (drawn(2, 7, 6), [2, 4])),
     "split, one part": (_Split, lambda: (drawn(2, 7, 6), [6])),
     "spread": (_Spread, lambda: (drawn(3), torch.Size([2, 7, 3]))),
